@@ -125,12 +125,13 @@ class RunWriter:
         """Keep an event, in memory until the next commit."""
         self._pending.add_event(event)
 
-    def commit(self) -> bool:
+    def commit(self, *, patient: bool = False) -> bool:
         """Store everything pending in one transaction; True where nothing is pending any more.
 
-        A reader in the way is waited for at most 50 ms; then, as when the disk fails, all rows stay pending.
+        A reader in the way is waited for at most 50 ms (``patient``: half a minute, as before a checkpoint); then, as
+        when the disk fails, all rows stay pending.
         """
-        return self._commit(_TRAINING_WAIT_SECONDS)
+        return self._commit(_PATIENT_WAIT_SECONDS if patient else _TRAINING_WAIT_SECONDS)
 
     def commit_if_due(self) -> bool:
         """Commit where something is pending and the last attempt is a second old; True where nothing is pending."""

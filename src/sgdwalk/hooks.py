@@ -1,0 +1,146 @@
+"""From optimizer hooks to updates: when one starts, when its gradient is final, when it is done.
+
+What an update is, whatever the loop does: the outermost ``step()`` of a subclass that calls its parent's, one round of
+several optimizers, the whole of L-BFGS's inner iterations; a step that a gradient scaler skipped is none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.optim import LBFGS, Optimizer
+
+from sgdwalk.errors import InputError
+
+_STEP_CODE = Optimizer.profile_hook_step(lambda: None).__code__
+"""Code of the function that torch wraps around every optimizer's ``step`` and that calls the hooks."""
+
+
+class Listener(Protocol):
+    """Told of each update in this order: before, gradients of each optimizer, after or skipped."""
+
+    def before_update(self) -> None: ...
+    def gradients_final(self, optimizer: Optimizer, *, keep: bool) -> None: ...
+    def after_update(self) -> None: ...
+    def update_skipped(self) -> None: ...
+    def round_incomplete(self) -> None: ...
+
+
+def bare_optimizer(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside Accelerate's and Lightning's wrappers, whose own hooks never fire."""
+    while True:
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, Optimizer):
+            inner = getattr(optimizer, "_optimizer", None)
+        if not isinstance(inner, Optimizer) or inner is optimizer:
+            break
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: pass the optimizer that steps, a "
+            "list of them, or None and call walk.before_step() and walk.after_step() yourself."
+        )
+    return optimizer
+
+
+class UpdateHooks:
+    """Hooks on one or several optimizers, until ``remove()``."""
+
+    def __init__(self, optimizers: Sequence[Optimizer], listener: Listener):
+        self._optimizers = list(optimizers)
+        self._listener = listener
+        self._stepped: list[Optimizer] = []
+        self._skipped: list[Optimizer] = []
+        self._open = False
+        for optimizer in self._optimizers:
+            if any(
+                isinstance(getattr(hook, "__self__", None), UpdateHooks)
+                for hook in optimizer._optimizer_step_pre_hooks.values()
+            ):
+                raise InputError("This optimizer is being watched already: close the other walk first.")
+        self._handles = [
+            handle
+            for optimizer in self._optimizers
+            for handle in (
+                optimizer.register_step_pre_hook(self._before),
+                optimizer.register_step_post_hook(self._after),
+            )
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off; a round of several optimizers that stands open is finished first."""
+        if self._open:
+            self._finish_round()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if _depth(optimizer) > 1:
+            return None
+        if self._open and optimizer in self._stepped:
+            self._finish_round()
+        if not self._open:
+            self._open, self._stepped, self._skipped = True, [], []
+            self._listener.before_update()
+        return self._with_first_gradient(optimizer, args, kwargs) if isinstance(optimizer, LBFGS) else None
+
+    def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if _depth(optimizer) > 1 or not self._open:
+            return
+        if _was_skipped(optimizer):
+            self._skipped.append(optimizer)
+        elif not isinstance(optimizer, LBFGS):
+            self._listener.gradients_final(optimizer, keep=len(self._optimizers) > 1)
+        self._stepped.append(optimizer)
+        if len(self._stepped) == len(self._optimizers):
+            self._finish_round()
+
+    def _finish_round(self) -> None:
+        self._open = False
+        if len(self._stepped) < len(self._optimizers):
+            self._listener.round_incomplete()
+        if self._stepped and len(self._skipped) == len(self._stepped):
+            self._listener.update_skipped()
+        elif self._stepped:
+            self._listener.after_update()
+
+    def _with_first_gradient(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """L-BFGS evaluates its closure many times in one step; g_t is the gradient of the first, at θ_t."""
+        original: Callable[[], Any] = kwargs["closure"] if "closure" in kwargs else args[1]
+        first = True
+
+        def closure() -> Any:
+            nonlocal first
+            loss = original()
+            if first:
+                first = False
+                self._listener.gradients_final(optimizer, keep=True)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure}
+        return (args[0], closure, *args[2:]), kwargs
+
+
+def _depth(optimizer: Optimizer) -> int:
+    """How many wrapped ``step`` calls of this optimizer are on the stack.
+
+    Counted on the stack, because a counter of our own would be off for good after a step that raises.
+    """
+    depth = 0
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code is _STEP_CODE and frame.f_locals["args"][0] is optimizer:
+            depth += 1
+        frame = frame.f_back
+    return depth
+
+
+def _was_skipped(optimizer: Optimizer) -> bool:
+    """A gradient scaler lets a fused optimizer step and hands it the infinities it found; it then changes nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, torch.Tensor) and bool(found.item())

@@ -1,0 +1,81 @@
+"""The guard around every measurement: what runs inside leaves nothing behind in the training outside.
+
+Kept and put back: the random number streams of Python, NumPy and torch (each device), autocast, gradient mode and the
+float32 matrix-product precision. Inside, autocast, TF32 and compiled graphs are off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import numpy as np
+import torch
+
+_MEASURING: ContextVar[bool] = ContextVar("sgdwalk_is_measuring", default=False)
+
+
+def is_measuring() -> bool:
+    """Whether the forward pass now running is one of sgdwalk's own evaluations.
+
+    A hook that collects activations is called on the evaluation copy too; it can return at once:
+
+    >>> import sgdwalk
+    >>> def collect(module, inputs, output):
+    ...     if sgdwalk.is_measuring():
+    ...         return
+    ...     print(output.shape)
+    >>> sgdwalk.is_measuring()
+    False
+    """
+    return _MEASURING.get()
+
+
+@contextlib.contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """Run a measurement so that no random stream, mode or flag differs afterwards, even when it raises."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002 (the user's global stream is exactly what must be kept)
+    torch_state = torch.get_rng_state()
+    device_states = _device_states(device)
+    precision = torch.get_float32_matmul_precision()
+    token = _MEASURING.set(True)
+    try:
+        with contextlib.ExitStack() as stack:
+            for device_type in {"cpu", device.type}:
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+            if precision != "highest":
+                torch.set_float32_matmul_precision("highest")
+            if device.type == "cuda":
+                stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False, benchmark=False, deterministic=True))
+            if "torch._dynamo" in sys.modules:
+                # An evaluation of another batch size would make training's compiled graph symbolic.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(torch.no_grad())
+            yield
+    finally:
+        _MEASURING.reset(token)
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        _restore_device_states(device, device_states)
+
+
+def _device_states(device: torch.device) -> list[torch.Tensor]:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state_all()
+    if device.type == "mps":
+        return [torch.mps.get_rng_state()]
+    return []
+
+
+def _restore_device_states(device: torch.device, states: list[torch.Tensor]) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state_all(states)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[0])

@@ -1,0 +1,138 @@
+"""Measures of the user's own: plain functions of where the optimizer stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sgdwalk.errors import InputError
+from sgdwalk.objective import FullLoss, LossSums
+from sgdwalk.when import StepPredicate
+
+Measured = float | Mapping[str, float]
+
+
+class Here:
+    """θ_t, the point that the row of step t describes, as a measure sees it.
+
+    Attributes:
+        step: t, counted from 0.
+        epoch: counted from 1; None where the loop did not say.
+        learning_rate: of the first parameter group.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        epoch: int | None,
+        learning_rate: float,
+        point: Tensor,
+        full_loss: FullLoss | None,
+        known_loss: LossSums | None,
+    ):
+        self.step = step
+        self.epoch = epoch
+        self.learning_rate = learning_rate
+        self._point = point
+        self._full_loss = full_loss
+        self._known_loss = known_loss
+
+    @property
+    def parameters(self) -> Tensor:
+        """A copy of θ_t, flat, in the order of the optimizer's groups.  # (d,)"""
+        return self._point.clone()
+
+    @property
+    def hvp_method(self) -> str:
+        """How the last :meth:`hvp` was had: ``double_backward`` or ``finite_difference``."""
+        return self._objective().hvp_method
+
+    def loss(self) -> float:
+        """The full loss L(θ_t), nats per example."""
+        if self._known_loss is None:
+            objective = self._objective()
+            self._known_loss = objective.sums()
+        return self._known_loss.mean
+
+    def gradient(self) -> Tensor:
+        """∇L(θ_t) over all of ``data``, flat.  # (d,)"""
+        return self._objective().gradient()
+
+    def hvp(self, vector: Tensor) -> Tensor:
+        """∇²L(θ_t) v over all of ``data``, flat.  # (d,) -> (d,)
+
+        Raises:
+            InputError: where v is not a vector of d coordinates.
+        """
+        if vector.shape != self._point.shape:
+            raise InputError(
+                f"hvp() got a vector of shape {tuple(vector.shape)}; it takes one of {tuple(self._point.shape)}."
+            )
+        return self._objective().hessian_vector_product(vector.to(self._point))
+
+    def _objective(self) -> FullLoss:
+        if self._full_loss is None:
+            raise InputError("This walk was given no data and loss_fn, so the full loss cannot be measured.")
+        self._full_loss.site.write(self._full_loss.site.vector.views(self._point))
+        return self._full_loss
+
+
+class Measure(Protocol):
+    """A function of :class:`Here`; one with a memory also has ``state_dict`` and ``load_state_dict``."""
+
+    def __call__(self, here: Here, /) -> Measured: ...
+
+
+@dataclass(frozen=True)
+class At:
+    """A measure with a schedule of its own; made by :func:`at`."""
+
+    when: StepPredicate
+    measure: Callable[[Here], Measured]
+
+
+def at(when: StepPredicate, measure: Callable[[Here], Measured]) -> At:
+    """Take a measure at steps of its own instead of those at which segments are measured.
+
+    Args:
+        when: predicate over steps, as for ``watch``.
+        measure: ``f(here)``, returning a float or a dict of floats. The dict's key ``"value"`` fills the measure's own
+            column; another key ``k`` fills ``name_k``.
+
+    >>> import sgdwalk
+    >>> every_tenth = sgdwalk.at(sgdwalk.every(10), lambda here: float(here.gradient().norm()))
+    >>> every_tenth.when(20)
+    True
+    """
+    return At(when, measure)
+
+
+def columns(name: str, measured: Any) -> tuple[dict[str, float], dict[str, str]]:
+    """What a measure returned as columns, and reasons for those that are undefined."""
+    parts = dict(measured) if isinstance(measured, Mapping) else {"value": measured}
+    values: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for key, part in parts.items():
+        column = name if key == "value" else f"{name}_{key}"
+        if isinstance(part, Tensor) and part.numel() == 1:
+            part = part.item()
+        if isinstance(part, bool) or not isinstance(part, (int, float)):
+            try:
+                part = float(part)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"The measure {name!r} returned a {type(part).__name__}: return a float, or a dict of floats."
+                ) from None
+        values[column] = float(part) if math.isfinite(part) else math.nan
+        if not math.isfinite(part):
+            reasons[column] = f"the measure returned {float(part)}"
+    return values, reasons
+
+
+def state_of(measure: Callable[[Here], Measured]) -> dict[str, Any] | None:
+    """The memory of a measure that has one."""
+    return measure.state_dict() if hasattr(measure, "state_dict") else None  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,0 +1,170 @@
+"""What is measured at chosen steps: the losses along the segment, their noise, and the user's measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from sgdwalk.data import EvaluationData
+from sgdwalk.measures import Here, Measured, columns
+from sgdwalk.objective import Forward, FullLoss, LossFunction, LossSums
+from sgdwalk.probes import first_evaluation
+from sgdwalk.records import NAN, SegmentPoint
+from sgdwalk.replica import InPlace, Replica
+from sgdwalk.segment import as_points, exact_segment, loss_noise
+from sgdwalk.trajectory import Trajectory
+
+NOISE_EVERY = 100
+"""Watched segments between two measurements of the loss noise."""
+
+
+@dataclass
+class Measurement:
+    """What came out at one step, and what failed."""
+
+    segment: tuple[SegmentPoint, ...] = ()
+    loss_noise: float = NAN
+    measures: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    failures: list[tuple[str, Exception]] = field(default_factory=list)
+    """(``segment`` or a measure's name, what it raised)"""
+    remarks: list[tuple[str, str]] = field(default_factory=list)
+    """(kind of event, message)"""
+
+
+class Measuring:
+    """Evaluates along one walk and remembers the loss at the last segment's end, the next one's start."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trajectory: Trajectory,
+        data: EvaluationData,
+        loss_fn: LossFunction,
+        *,
+        forward: Forward | None,
+        batchnorm: str,
+        evaluate_on: str,
+        num_points: int,
+    ):
+        self.num_points = num_points
+        self.num_watched = 0
+        self._trajectory = trajectory
+        self._build: Callable[[], FullLoss] = lambda: FullLoss(
+            (InPlace if evaluate_on == "model" else Replica)(model, trajectory.vector, batchnorm),
+            data,
+            loss_fn,
+            forward,
+        )
+        self.full_loss = self._build()
+        self._kept: LossSums | None = None
+        self._kept_fingerprint = b""
+        self._told: set[str] = set()
+
+    def begin(self) -> list[str]:
+        """Evaluate L(θ_0), checking loss_fn and determinism on the way; returns what could not be checked."""
+        self.full_loss.use_channels_last()
+        with self.full_loss.evaluating():
+            site = self.full_loss.site
+            site.write(site.here)
+            self._kept_fingerprint = site.fingerprint()
+            self._kept, unchecked = first_evaluation(self.full_loss)
+        return unchecked
+
+    def forget(self) -> None:
+        """The parameters moved since the last evaluation: its loss is no start of a segment."""
+        self._kept = None
+
+    def rebuild(self) -> None:
+        """The walked parameters are others now."""
+        self.full_loss = self._build()
+        self.full_loss.use_channels_last()
+        self.forget()
+
+    def measure(
+        self, here: Callable[..., Here], *, segment: bool, measures: Mapping[str, Callable[[Here], Measured]]
+    ) -> Measurement:
+        """Measure between the trajectory's kept point θ_t and the model's parameters θ_{t+1}."""
+        result = Measurement()
+        with self.full_loss.evaluating():
+            fingerprint = self.full_loss.site.fingerprint()
+            known = self._kept if fingerprint == self._kept_fingerprint else None
+            self.forget()
+            if segment:
+                try:
+                    known, self._kept = self._segment(result, known)
+                    self._kept_fingerprint = fingerprint
+                except Exception as error:
+                    result.failures.append(("segment", error))
+                    result.reasons["segment"] = f"measurement failed: {type(error).__name__}: {error}"
+            place = here(self._trajectory.point, self.full_loss, known)
+            for name, measure in measures.items():
+                take(name, measure, place, result)
+        self._remark(result)
+        return result
+
+    def _segment(self, result: Measurement, known: LossSums | None) -> tuple[LossSums, LossSums]:
+        site = self.full_loss.site
+        start, end = site.vector.views(self._trajectory.point), site.here
+        losses = exact_segment(self.full_loss, start, end, self.num_points, known)
+        result.segment = as_points(losses)
+        undefined = [point.alpha for point in result.segment if not math.isfinite(point.loss)]
+        if undefined:
+            listed = ", ".join(f"{alpha:g}" for alpha in undefined)
+            result.reasons["segment"] = f"the loss is not finite at α = {listed}"
+        if self.num_watched % NOISE_EVERY == 0:
+            try:
+                result.loss_noise = loss_noise(self.full_loss, start, end, losses)
+                if math.isnan(result.loss_noise):
+                    result.reasons["loss_noise"] = "a loss is not finite"
+            except Exception as error:
+                result.reasons["loss_noise"] = f"no evaluation in float64: {type(error).__name__}: {error}"
+        self.num_watched += 1
+        return losses[0], losses[-1]
+
+    def _remark(self, result: Measurement) -> None:
+        remarks = {
+            "batch_halved": f"{len(self.full_loss.halved)} evaluation batches did not fit into memory and were "
+            "evaluated in parts; pass a smaller batch_size."
+            if self.full_loss.halved
+            else "",
+            "finite_difference": "The model has a kernel without a second derivative: Hessian-vector products are "
+            "central differences of float64 gradients."
+            if self.full_loss.hvp_method == "finite_difference"
+            else "",
+        }
+        for kind, message in remarks.items():
+            if message and kind not in self._told:
+                self._told.add(kind)
+                result.remarks.append((kind, message))
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = self._kept
+        return {
+            "num_watched": self.num_watched,
+            "kept": None if kept is None else {"sums": list(kept.sums), "counts": list(kept.counts)},
+            "kept_fingerprint": self._kept_fingerprint.hex(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_watched = state["num_watched"]
+        kept = state["kept"]
+        self._kept = None if kept is None else LossSums(tuple(kept["sums"]), tuple(kept["counts"]))
+        self._kept_fingerprint = bytes.fromhex(state["kept_fingerprint"])
+
+
+def take(name: str, measure: Callable[[Here], Measured], here: Here, result: Measurement) -> None:
+    """Take one measure; what it raises becomes a failure of its own."""
+    try:
+        values, reasons = columns(name, measure(here))
+    except Exception as error:
+        result.failures.append((name, error))
+        result.measures[name] = NAN
+        result.reasons[name] = f"measurement failed: {type(error).__name__}: {error}"
+        return
+    result.measures.update(values)
+    result.reasons.update(reasons)

@@ -1,0 +1,260 @@
+"""The full loss L(θ): value, gradient and Hessian-vector product over all evaluation batches."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sgdwalk.data import EvaluationData, map_tensors
+from sgdwalk.errors import InputError
+from sgdwalk.isolation import isolated
+from sgdwalk.replica import Replica, Site, batchnorm_layers
+
+NOISE_BATCHES = 10
+"""Evaluation batches on which the loss noise and the determinism of L are probed."""
+
+LossFunction = Callable[[Any, Any], Any]
+Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """Sums of the loss and counts, batch by batch, in float64."""
+
+    sums: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """L: reduced once, divided once; nats per example (per counted unit where loss_fn gives counts)."""
+        return math.fsum(self.sums) / math.fsum(self.counts) if all(map(math.isfinite, self.sums)) else math.nan
+
+    def first(self, batches: int) -> LossSums:
+        return LossSums(self.sums[:batches], self.counts[:batches])
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """``(model(input), target)`` of an (input, target) batch."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        kind = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+        raise InputError(
+            f"A batch of data is a {kind}, not an (input, target) pair: pass forward=, a function "
+            "(model, batch) -> (output, target)."
+        )
+    return model(batch[0]), batch[1]
+
+
+class FullLoss:
+    """L at whatever point stands in ``site``; to be used inside ``evaluating()``."""
+
+    def __init__(self, site: Site, data: EvaluationData, loss_fn: LossFunction, forward: Forward | None):
+        self.site = site
+        self.data = data
+        self.loss_fn = loss_fn
+        self.forward = forward or default_forward
+        self.num_evaluations = 0
+        self.hvp_method = "double_backward"
+        self.halved: set[int] = set()
+        self._device = site.vector.device
+        self._mixes_examples = site.batchnorm == "train" and bool(batchnorm_layers(site.source))
+        self._channels_last = False
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Isolated from training, the site brought up to date and put back afterwards."""
+        with isolated(self._device), self.site.occupied():
+            yield
+
+    def sums(self, batches: int | None = None) -> LossSums:
+        """The loss summed over the first ``batches`` batches (all by default) at the site's present point."""
+        pairs = [self.batch(index) for index in range(len(self.data) if batches is None else batches)]
+        self.num_evaluations += batches is None
+        return LossSums(_floats([value for value, _ in pairs]), _floats([count for _, count in pairs]))
+
+    def gradient(self) -> Tensor:
+        """∇L at the site's present point, flat.  # (d,)"""
+        total = torch.zeros(self.site.vector.size, dtype=self.site.leaves[0].dtype, device=self._device)
+        with torch.enable_grad():
+            for loss in self._weighted_losses():
+                total += _flatten(torch.autograd.grad(loss, self.site.leaves, materialize_grads=True))
+        return total
+
+    def hessian_vector_product(self, vector: Tensor) -> Tensor:
+        """∇²L v at the site's present point, flat; ``hvp_method`` then says how it was had.  # (d,) -> (d,)
+
+        By double backward; where a kernel has no second derivative, by the central difference of two float64 gradients.
+        """
+        if self.hvp_method == "double_backward":
+            try:
+                return self._double_backward(vector)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error) or ("derivative" not in str(error) and "double backward" not in str(error)):
+                    raise
+                self.hvp_method = "finite_difference"
+        return self._finite_difference(vector)
+
+    def _double_backward(self, vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+        directions = self.site.vector.views(vector)
+        # Fused attention kernels have no second derivative; the plain one computes the same function.
+        with torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
+            for loss in self._weighted_losses():
+                gradients = torch.autograd.grad(loss, self.site.leaves, create_graph=True, materialize_grads=True)
+                inner = torch.stack([(g * v).sum() for g, v in zip(gradients, directions, strict=True)]).sum()
+                if inner.requires_grad:
+                    total += _flatten(torch.autograd.grad(inner, self.site.leaves, materialize_grads=True))
+        return total
+
+    def _finite_difference(self, vector: Tensor) -> Tensor:
+        """(∇L(θ + h v) - ∇L(θ - h v)) / 2h in float64, with h ‖v‖ = ε^(1/3) (1 + ‖θ‖)."""
+        direction = vector.to(torch.float64)
+        norm = float(torch.linalg.vector_norm(direction))
+        if norm == 0.0:
+            return torch.zeros_like(vector)
+        twin = self.in_float64()
+        point = _flatten(tuple(twin.site.targets))
+        h = torch.finfo(torch.float64).eps ** (1 / 3) * (1.0 + float(torch.linalg.vector_norm(point))) / norm
+        gradients = []
+        for sign in (1.0, -1.0):
+            for target, value in zip(
+                twin.site.targets, twin.site.vector.views(point + sign * h * direction), strict=True
+            ):
+                target.copy_(value)
+            gradients.append(twin.gradient())
+        return ((gradients[0] - gradients[1]) / (2 * h)).to(vector.dtype)
+
+    def in_float64(self) -> FullLoss:
+        """The same loss on a float64 copy of the site's module; costs two more parameter vectors while it lives."""
+        twin = copy.copy(self)
+        twin.site = copy.copy(self.site)
+        memo: dict[int, Any] = {}
+        twin.site.module = copy.deepcopy(self.site.module, memo).to(torch.float64)
+        twin.site.leaves = [memo[id(leaf)] for leaf in self.site.leaves]
+        twin.site.targets = [leaf.detach() for leaf in twin.site.leaves]
+        return twin
+
+    def use_channels_last(self) -> bool:
+        """Switch a convolutional net to channels_last where it runs and gives the same loss; faster on CPU and GPU."""
+        site = self.site
+        if not isinstance(site, Replica) or not any(isinstance(layer, nn.Conv2d) for layer in site.module.modules()):
+            return False
+        with self.evaluating():
+            site.write(site.here)
+            before = self.sums(1)
+            site.set_memory_format(torch.channels_last)
+            self._channels_last = True
+            try:
+                after = self.sums(1)
+            except RuntimeError:  # .view() of an activation, say
+                after = LossSums((math.nan,), (1.0,))
+            if not math.isclose(before.mean, after.mean, rel_tol=1e-4, abs_tol=1e-6):
+                site.set_memory_format(torch.contiguous_format)
+                self._channels_last = False
+        return self._channels_last
+
+    def _prepared(self, batch: Any) -> Any:
+        dtype = self.site.leaves[0].dtype
+
+        def prepare(tensor: Tensor) -> Tensor:
+            if tensor.device != self._device:
+                tensor = tensor.to(self._device)
+            if dtype == torch.float64 and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            if self._channels_last and tensor.dim() == 4:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            return tensor
+
+        return map_tensors(prepare, batch)
+
+    def batch(self, index: int) -> tuple[Tensor | float, Tensor | float]:
+        batch = self.data[index]
+        try:
+            return self._sum_and_count(*self.forward(self.site.module, self._prepared(batch)), self.data.sizes[index])
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self._mixes_examples or self.data.sizes[index] < 2:
+                raise
+        self.halved.add(index)
+        return self._in_halves(batch, self.data.sizes[index])
+
+    def _in_halves(self, batch: Any, size: int) -> tuple[float, float]:
+        """Sum and count of a batch that did not fit into memory, from halves of it, and halves of those."""
+        total = count = 0.0
+        for low, high in ((0, size // 2), (size // 2, size)):
+            part = map_tensors(lambda tensor, low=low, high=high: tensor[low:high], batch)
+            try:
+                value, number = self._sum_and_count(*self.forward(self.site.module, self._prepared(part)), high - low)
+                total, count = total + float(value), count + float(number)
+            except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or high - low < 2:
+                    raise
+                value, number = self._in_halves(part, high - low)
+                total, count = total + value, count + number
+        return total, count
+
+    def outputs(self, index: int) -> tuple[Any, Any]:
+        """The model's output and the target of one evaluation batch."""
+        return self.forward(self.site.module, self._prepared(self.data[index]))
+
+    def _sum_and_count(self, output: Any, target: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
+        return self.as_sum_and_count(self.loss_fn(output, target), size)
+
+    def as_sum_and_count(self, loss: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
+        """What ``loss_fn`` returned for ``size`` examples, as the batch's sum and the count to divide by."""
+        if isinstance(loss, (tuple, list)):
+            value, count = loss
+            return value, count
+        if not isinstance(loss, Tensor):
+            raise InputError(
+                f"loss_fn returned a {type(loss).__name__}: return the batch mean as a tensor, per-example losses, or "
+                "a pair (sum, count)."
+            )
+        if loss.dim() == 0:
+            return loss.to(torch.float64) * size, float(size)
+        if loss.dim() == 1 and len(loss) == size:
+            return loss.sum(dtype=torch.float64), float(size)
+        raise InputError(
+            f"loss_fn returned losses of shape {tuple(loss.shape)} for a batch of {size} examples: return the batch "
+            f"mean, per-example losses of shape ({size},), or a pair (sum, count)."
+        )
+
+    def _weighted_losses(self) -> Iterator[Tensor]:
+        """Each batch's share of L, to differentiate: they add up to L."""
+        total = self._total_count()
+        for index, size in enumerate(self.data.sizes):
+            value, _ = self._sum_and_count(*self.outputs(index), size)
+            yield torch.as_tensor(value) / total
+
+    def _total_count(self) -> float:
+        """The denominator of L: N, unless loss_fn counts for itself."""
+        with torch.no_grad():
+            if isinstance(self.loss_fn(*self.outputs(0)), Tensor):
+                return float(self.data.num_examples)
+            return math.fsum(self.sums().counts)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the CPU (a plain RuntimeError in torch) or on a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
+
+
+def _floats(values: list[Tensor | float]) -> tuple[float, ...]:
+    """Scalars on any device as Python floats with a single transfer."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return tuple(float(value) for value in values)
+    stacked = torch.stack([torch.as_tensor(value).detach().to(torch.float64).reshape(()) for value in values])
+    return tuple(stacked.tolist())
+
+
+def _flatten(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

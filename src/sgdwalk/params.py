@@ -1,0 +1,113 @@
+"""The parameters that the optimizer moves, as one vector: read, keep, compare, interpolate, reduce.
+
+Kept copies are flat vectors in the order of the optimizer's groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from sgdwalk.errors import InputError
+
+
+class ParameterVector:
+    """The distinct parameters of one or several optimizers, in order, seen as one vector θ of d coordinates."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]):
+        self.parameters: list[torch.nn.Parameter] = []
+        known: set[int] = set()
+        for parameter in parameters:
+            if id(parameter) not in known:
+                known.add(id(parameter))
+                self.parameters.append(parameter)
+        _check(self.parameters)
+        self.offsets = [0]
+        for parameter in self.parameters:
+            self.offsets.append(self.offsets[-1] + parameter.numel())
+
+    @property
+    def size(self) -> int:
+        """d, the number of coordinates."""
+        return self.offsets[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters[0].dtype
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.size, dtype=self.dtype, device=self.device)
+
+    def read(self) -> Tensor:
+        """A flat copy of θ.  # (d,)"""
+        flat = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        self.read_into(flat)
+        return flat
+
+    def read_into(self, flat: Tensor) -> None:
+        for view, parameter in zip(self.views(flat), self.parameters, strict=True):
+            view.copy_(parameter.detach())
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The flat vector cut into tensors of the parameters' shapes, without a copy."""
+        return [
+            flat[start : start + parameter.numel()].view(parameter.shape)
+            for start, parameter in zip(self.offsets[:-1], self.parameters, strict=True)
+        ]
+
+    def gradients(self) -> list[Tensor | None]:
+        """Each parameter's ``.grad``, dense; None where there is none, which counts as zeros."""
+        return [None if parameter.grad is None else _dense(parameter.grad.detach()) for parameter in self.parameters]
+
+
+def lerp_into(targets: Sequence[Tensor], starts: Sequence[Tensor], ends: Sequence[Tensor], alpha: float) -> None:
+    """Write (1 - α) start + α end into each target; the ends themselves are copied, bit for bit."""
+    for target, start, end in zip(targets, starts, ends, strict=True):
+        if alpha == 0.0:
+            target.copy_(start)
+        elif alpha == 1.0:
+            target.copy_(end)
+        elif target.dtype == start.dtype and target.stride() == start.stride():
+            torch.lerp(start, end, alpha, out=target)
+        else:
+            target.copy_(torch.lerp(start.to(target.dtype), end.to(target.dtype), alpha))
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The tensor's values as bytes, in logical order, whatever its dtype."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.layout != torch.strided else gradient
+
+
+def _check(parameters: list[torch.nn.Parameter]) -> None:
+    if not parameters:
+        raise InputError("The optimizer has no parameters: there is nothing to watch. Give it the model's parameters.")
+    for parameter in parameters:
+        if isinstance(parameter, torch.nn.parameter.UninitializedParameter):
+            raise InputError(
+                "The model has lazy parameters that are not initialized yet: run one forward pass before watch()."
+            )
+        if hasattr(parameter, "_in_backward_optimizers"):
+            raise InputError(
+                "The optimizer runs inside the backward pass, where no update as a whole can be seen: "
+                "step an ordinary optimizer after backward()."
+            )
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"A parameter has dtype {parameter.dtype}; a point between two iterates needs float32 or float64, or a "
+                "small step falls below one unit in the last place. Keep float32 weights and use autocast."
+            )
+    for what, values in (("dtypes", {p.dtype for p in parameters}), ("devices", {p.device for p in parameters})):
+        if len(values) > 1:
+            names = ", ".join(sorted(str(value) for value in values))
+            raise InputError(f"The parameters have several {what} ({names}); sgdwalk watches parameters of one.")

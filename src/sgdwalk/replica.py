@@ -1,0 +1,255 @@
+"""Where evaluations run: a private copy of the model (default), or the model itself with everything put back.
+
+Both offer the same few things: the bare module in evaluation mode, the walked parameters to write a point into, and
+word of whether anything else that the loss reads has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sgdwalk.errors import InputError
+from sgdwalk.params import ParameterVector, tensor_bytes
+
+_HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_OWN_ATTRIBUTES = frozenset({"training", "track_running_stats"})
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
+
+
+def bare_module(model: nn.Module) -> nn.Module:
+    """The user's own module inside the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def batchnorm_layers(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+def set_evaluation_mode(module: nn.Module, batchnorm: str) -> None:
+    """Everything in eval mode; BatchNorm in ``train`` mode takes each batch's statistics and keeps none.
+
+    The flags are set one by one: a model's own ``train`` or ``eval`` may do more than set them (merge weights, say).
+    """
+    for layer in module.modules():
+        layer.training = False
+        if isinstance(layer, _BatchNorm) and batchnorm == "train":
+            layer.training = True
+            layer.track_running_stats = False
+
+
+class Site:
+    """A module to evaluate at points other than the one where training stands."""
+
+    module: nn.Module
+    """The bare module; inside ``occupied()`` it is in evaluation mode."""
+
+    targets: list[Tensor]
+    """The walked parameters' storage in ``module``, to be written before an evaluation."""
+
+    leaves: list[nn.Parameter]
+    """The same as parameters, to differentiate by."""
+
+    here: list[Tensor]
+    """The walked parameters where training stands; valid inside ``occupied()``."""
+
+    def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
+        self.source = bare_module(model)
+        self.vector = vector
+        self.batchnorm = batchnorm
+
+    def write(self, values: Iterable[Tensor]) -> None:
+        """Move the module to a point, given as tensors of the parameters' shapes."""
+        for target, value in zip(self.targets, values, strict=True):
+            target.copy_(value)
+
+    def occupied(self) -> contextlib.AbstractContextManager[None]:
+        """Bring the site up to date with the model; on leaving, the model is bitwise what it was."""
+        raise AssertionError("abstract")
+
+    def fingerprint(self) -> bytes:
+        """Digest of what the loss reads besides the walked parameters: other parameters, buffers, plain attributes."""
+        digest = hashlib.blake2b(digest_size=16)
+        walked = {id(parameter) for parameter in self.vector.parameters}
+        for name, layer in self.source.named_modules():
+            digest.update(repr((name, type(layer).__qualname__, _plain_attributes(layer))).encode())
+            for key, value in [*layer._parameters.items(), *layer._buffers.items()]:
+                if value is None or id(value) in walked or self._never_read(layer, key):
+                    continue
+                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(tensor_bytes(value))
+        return digest.digest()
+
+    def _never_read(self, layer: nn.Module, key: str) -> bool:
+        statistics = ("running_mean", "running_var") if self.batchnorm == "train" else ()
+        return isinstance(layer, _BatchNorm) and key in (*statistics, "num_batches_tracked")
+
+
+class Replica(Site):
+    """A private copy of the model: nothing that happens in it can reach the training."""
+
+    def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
+        super().__init__(model, vector, batchnorm)
+        self._memory_format = torch.preserve_format
+        self._rebuild()
+
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Store the copy's four-dimensional parameters in another order; their values stay."""
+        self._memory_format = memory_format
+        self.module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+        self.targets = [leaf.detach() for leaf in self.leaves]
+
+    def _rebuild(self) -> None:
+        self.module = _copy_without_hooks(self.source)
+        for layer in list(self.module.modules()):
+            for name, child in list(layer.named_children()):
+                if hasattr(child, "_orig_mod"):
+                    setattr(layer, name, bare_module(child))
+        set_evaluation_mode(self.module, self.batchnorm)
+        self._structure = _structure(self.source)
+        if self._memory_format is not torch.preserve_format:
+            self.module.to(memory_format=self._memory_format)  # pyright: ignore[reportCallIssue]
+        copies = dict(self.module.named_parameters(remove_duplicate=False))
+        names = {
+            id(parameter): name.replace("_orig_mod.", "")
+            for name, parameter in self.source.named_parameters(remove_duplicate=False)
+        }
+        walked = {id(parameter) for parameter in self.vector.parameters}
+        self.leaves = [copies[names[id(parameter)]] for parameter in self.vector.parameters]
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        for leaf in self.leaves:
+            leaf.requires_grad_(True)
+        self.targets = [leaf.detach() for leaf in self.leaves]
+        self._others = [
+            (target, parameter)
+            for parameter, target in zip(self.source.parameters(), self.module.parameters(), strict=True)
+            if id(parameter) not in walked
+        ]
+        self._layers = list(zip(_bare_modules(self.source), self.module.modules(), strict=True))
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        if _structure(self.source) != self._structure:
+            self._rebuild()
+        self.here = [parameter.detach() for parameter in self.vector.parameters]
+        for target, value in self._others:
+            target.detach().copy_(value.detach())
+        for layer, twin in self._layers:
+            for key, value in layer._buffers.items():
+                if value is not None and not self._never_read(layer, key):
+                    twin._buffers[key].copy_(value)  # pyright: ignore[reportOptionalMemberAccess]
+            for key, value in _plain_attributes(layer).items():
+                twin.__dict__[key] = value
+            for table in _HOOK_TABLES:
+                twin.__dict__[table] = layer.__dict__[table]
+        yield
+
+
+class InPlace(Site):
+    """The model itself, for models that cannot be copied or memory that does not allow it."""
+
+    def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
+        super().__init__(model, vector, batchnorm)
+        self.module = self.source
+        self.leaves = list(vector.parameters)
+        # Writes through .data leave the version counters alone.
+        self.targets = [parameter.data for parameter in vector.parameters]
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        self.targets = [parameter.data for parameter in self.vector.parameters]
+        self.here = self.vector.views(self.vector.read())
+        attributes = [(layer, dict(layer.__dict__)) for layer in self.source.modules()]
+        buffers = [(layer, dict(layer._buffers)) for layer in self.source.modules()]
+        wanted = {id(leaf) for leaf in self.leaves}
+        frozen = [
+            (parameter, parameter.requires_grad)
+            for parameter in self.source.parameters()
+            if parameter.requires_grad is not (id(parameter) in wanted)
+        ]
+        try:
+            for parameter, flag in frozen:
+                parameter.requires_grad_(not flag)
+            for layer, originals in buffers:
+                for key, value in originals.items():
+                    if value is not None:
+                        layer._buffers[key] = value.clone()
+            for layer in self.source.modules():
+                layer.__dict__["_compiled_call_impl"] = None
+            set_evaluation_mode(self.source, self.batchnorm)
+            yield
+        finally:
+            for layer, originals in buffers:
+                layer._buffers.clear()
+                layer._buffers.update(originals)
+            for layer, originals in attributes:
+                layer.__dict__.clear()
+                layer.__dict__.update(originals)
+            self.write(self.here)
+            self.here = []
+            for parameter, flag in frozen:
+                parameter.requires_grad_(flag)
+
+
+def _plain_attributes(layer: nn.Module) -> dict[str, object]:
+    return {
+        key: value
+        for key, value in layer.__dict__.items()
+        if isinstance(value, _PLAIN_TYPES) and key not in _OWN_ATTRIBUTES and key != "_compiled_call_impl"
+    }
+
+
+def _bare_modules(module: nn.Module) -> list[nn.Module]:
+    """The modules in order, those wrapped by torch.compile unwrapped, as they stand in the copy."""
+    return [layer for layer in module.modules() if not hasattr(layer, "_orig_mod")]
+
+
+def _structure(module: nn.Module) -> list[int]:
+    """Changes when a layer, parameter or buffer is added, removed, replaced or resized."""
+    structure = []
+    for layer in module.modules():
+        structure.append(id(layer))
+        for value in (*layer._parameters.values(), *layer._buffers.values()):
+            structure.append(0 if value is None else hash((tuple(value.shape), value.dtype, value.device)))
+        structure.extend(id(parameter) for parameter in layer._parameters.values())
+    return structure
+
+
+def _copy_without_hooks(module: nn.Module) -> nn.Module:
+    """A deep copy; hooks stay behind, or a bound hook's owner would be copied with it and the user's see nothing."""
+    tables = [(layer, {table: layer.__dict__[table] for table in _HOOK_TABLES}) for layer in module.modules()]
+    for layer, hooks in tables:
+        for table, entries in hooks.items():
+            layer.__dict__[table] = type(entries)()
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise InputError(
+            f"The model cannot be copied ({type(error).__name__}: {error}); layers that keep activations and old-style "
+            'weight_norm or spectral_norm cannot. Pass evaluate_on="model" to watch(): it evaluates on the model '
+            "itself and puts everything back."
+        ) from error
+    finally:
+        for layer, hooks in tables:
+            layer.__dict__.update(hooks)

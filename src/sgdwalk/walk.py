@@ -1,0 +1,417 @@
+"""A watched training: listens to updates, measures, and keeps one record of each."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sgdwalk.data import EvaluationData
+from sgdwalk.errors import InputError, ResumeError, RunFolderError
+from sgdwalk.hooks import UpdateHooks
+from sgdwalk.isolation import isolated
+from sgdwalk.measures import Here, Measured, state_of
+from sgdwalk.measuring import Measurement, Measuring, take
+from sgdwalk.records import NAN, EpochNote, Event, SegmentPoint, StepRecord
+from sgdwalk.run import Run
+from sgdwalk.store import RunWriter
+from sgdwalk.trajectory import Trajectory
+from sgdwalk.when import StepPredicate, describe
+
+logger = logging.getLogger("sgdwalk")
+
+
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """What fails in the method is recorded once and never reaches the training, unless ``on_error="raise"``."""
+
+    @functools.wraps(method)
+    def guarded(self: Walk, *args: Any, **kwargs: Any) -> None:
+        if "walk" in self._disabled:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self._disable("walk", error)
+
+    return guarded
+
+
+class Walk:
+    """A watched training; made by :func:`watch`. Listens to updates and keeps one record of each."""
+
+    def __init__(
+        self,
+        optimizers: list[Optimizer],
+        parameters: list[nn.Parameter],
+        trajectory: Trajectory,
+        measuring: Measuring | None,
+        evaluations: EvaluationData | None,
+        schedules: dict[str, StepPredicate | None],
+        measures: dict[str, Callable[[Here], Measured]],
+        steps_per_epoch: int | None,
+        on_error: str,
+        writer: RunWriter | None,
+        info: dict[str, Any],
+        remarks: list[tuple[str, str]],
+    ):
+        self._optimizers = optimizers
+        self._parameters = parameters
+        self._trajectory = trajectory
+        self._measuring = measuring
+        self._evaluations = evaluations
+        self._schedules = schedules
+        self._measures = measures
+        self._steps_per_epoch = steps_per_epoch
+        self._on_error = on_error
+        self._writer = writer
+        self._info = writer.info if writer is not None else info
+        self._records: list[StepRecord] = []
+        self._notes: list[EpochNote] = []
+        self._events: list[Event] = []
+        self._num_events = 0
+        self._told: set[str] = set()
+        self._step = 0
+        self._epoch: int | None = None
+        self._learning_rate = NAN
+        self._batch_loss: Any = None
+        self._resumed_point: str | None = None
+        self._must_load = writer is not None and writer.last_step >= 0
+        self._remarks = remarks
+        self._disabled: set[str] = set()
+        self._closed = False
+        self._hooks = UpdateHooks(optimizers, self) if optimizers else None
+        if not self._must_load:
+            self._tell_remarks()
+        atexit.register(self.close)
+
+    # --- what the loop calls -----------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Updates performed so far; the step that the next update will have."""
+        return self._step
+
+    @property
+    def run(self) -> Run:
+        """The walk's records so far, as :func:`sgdwalk.open_run` shows a stored run."""
+        if self._writer is not None:
+            return Run(*self._writer.read(), path=self._writer.folder)
+        return Run(self._info, self._records, self._notes, self._events)
+
+    def note(self, *, batch_loss: Any = None, epoch: int | None = None, **values: Any) -> None:
+        """Keep what hooks cannot see.
+
+        Args:
+            batch_loss: loss of the mini-batch of the update that comes next; call before ``optimizer.step()``.
+            epoch: counted from 1; holds from the next update until another is noted.
+            **values: numbers of that epoch, such as ``validation_accuracy``; columns of ``run.epochs``.
+
+        Raises:
+            InputError: for values of an epoch that is not known, or that are not numbers.
+        """
+        if batch_loss is not None:
+            self._batch_loss = batch_loss.detach() if isinstance(batch_loss, torch.Tensor) else batch_loss
+        if epoch is not None:
+            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+                raise InputError(f"epoch counts from 1; note() got {epoch!r}.")
+            self._epoch = epoch
+        if not values:
+            return
+        # After an epoch's last update its values are noted: the epoch is that of the update just performed.
+        known = self._epoch if self._epoch is not None else self._epoch_of(max(self._step - 1, 0))
+        if known is None:
+            raise InputError(
+                f"note() got {', '.join(values)} for an epoch that is not known: pass epoch= too, or "
+                "steps_per_epoch= to watch()."
+            )
+        try:
+            numbers = {key: float(value) for key, value in values.items()}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"note() keeps numbers; got {values!r}.") from error
+        note = EpochNote(known, self._step, numbers)
+        if self._writer is not None:
+            self._writer.note_epoch(note)
+        else:
+            self._notes.append(note)
+
+    def batches(self) -> Iterator[Any]:
+        """The evaluation batches, in order, for a full-batch gradient descent loop to accumulate over.
+
+        Raises:
+            InputError: for a walk without data.
+        """
+        if self._evaluations is None:
+            raise InputError("This walk was given no data and loss_fn, so it has no evaluation batches.")
+        return iter(self._evaluations)
+
+    def before_step(self, *, learning_rate: float = NAN) -> None:
+        """Manual use: the parameters are θ_t, the update comes next."""
+        self.before_update()
+        if not self._optimizers:
+            self._learning_rate = float(learning_rate)
+
+    def after_step(self) -> None:
+        """Manual use: the parameters are θ_{t+1}, ``.grad`` is g_t as the update received it."""
+        self._take_gradients(self._parameters, keep=False)
+        self.after_update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The walk before its next update: tensors and plain values, to be kept with the model's and optimizer's own.
+
+        What was recorded so far is committed first; a walk in memory carries its records along.
+        """
+        if self._writer is not None and not self._writer.commit(patient=True):
+            self._tell_once("store_failed", self._writer.last_error or "The database is busy.")
+        return {
+            "step": self._step,
+            "epoch": self._epoch,
+            "num_events": self._num_events,
+            "trajectory": self._trajectory.state_dict(),
+            "measuring": None if self._measuring is None else self._measuring.state_dict(),
+            "measures": {name: state_of(measure) for name, measure in self._measures.items()},
+            "records": None if self._writer is not None else self._plain_records(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict()`` was taken; the model must stand there too when the next update starts.
+
+        Raises:
+            ResumeError: where the state is of a model of another size.
+        """
+        saved = tuple(state["trajectory"]["start"].shape)
+        if saved != (self._trajectory.vector.size,):
+            raise ResumeError(
+                f"The walk's state is of {saved[0]:,} parameters, the optimizer has {self._trajectory.vector.size:,}."
+            )
+        self._trajectory.load_state_dict(state["trajectory"])
+        self._resumed_point = state["trajectory"]["point_digest"]
+        if self._measuring is not None and state["measuring"] is not None:
+            self._measuring.load_state_dict(state["measuring"])
+        for name, memory in state["measures"].items():
+            if memory is not None and name in self._measures:
+                self._measures[name].load_state_dict(memory)  # pyright: ignore[reportFunctionMemberAccess]
+        self._step, self._epoch, self._num_events = state["step"], state["epoch"], state["num_events"]
+        if self._writer is not None:
+            self._writer.rewind(self._step, self._num_events)
+            self._event("resumed", f"Resumed before step {self._step}.")
+        elif state["records"] is not None:
+            self._take_records(state["records"])
+        self._must_load = False
+        self._tell_remarks()
+
+    def close(self) -> None:
+        """End the walk: hooks are removed, everything recorded is stored, the records stay readable."""
+        if self._closed:
+            return
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._closed = True
+        atexit.unregister(self.close)
+        schedule = self._schedules["segment"]
+        if self._step and schedule is not None and self._measuring is not None and not self._measuring.num_watched:
+            self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
+        if self._optimizers and not self._step and not self._must_load:
+            self._event(
+                "no_update", "No update was seen: did another optimizer, or a copy of this one, step?", show=True
+            )
+        self._measuring = None
+        if self._writer is not None and not self._writer.close():
+            message = f"{self._writer.num_pending} records could not be stored: {self._writer.last_error}"
+            logger.error(message)
+            if self._on_error == "raise":
+                raise RunFolderError(message)
+
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- what the hooks tell -----------------------------------------------------------------------------------------
+
+    def before_update(self) -> None:
+        """θ_t stands in the model; its learning rate is the one that this update uses."""
+        if self._must_load:
+            raise ResumeError(
+                f"The run {self._info['name']!r} was resumed, but walk.load_state_dict() was not called before the "
+                "first update: load the state that was saved with the model's."
+            )
+        self._depart()
+
+    @_guarded
+    def _depart(self) -> None:
+        if self._writer is not None:
+            self._writer.commit_if_due()
+        if self._optimizers:
+            self._learning_rate = float(self._optimizers[0].param_groups[0]["lr"])
+        moved, added = self._trajectory.depart(self._present_parameters())
+        if added:
+            self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
+            if self._measuring is not None:
+                self._measuring.rebuild()
+        if self._resumed_point is not None:
+            moved = self._trajectory.digest() != self._resumed_point
+            self._resumed_point = None
+        if moved:
+            if self._measuring is not None:
+                self._measuring.forget()
+            self._event("moved_parameters", "The parameters were changed between two updates.")
+
+    def gradients_final(self, optimizer: Optimizer, *, keep: bool) -> None:
+        """``.grad`` is now what the optimizer received."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._take_gradients(parameters, keep=keep)
+
+    @_guarded
+    def _take_gradients(self, parameters: list[nn.Parameter], *, keep: bool) -> None:
+        self._trajectory.gradients_final(parameters, keep=keep)
+
+    @_guarded
+    def after_update(self) -> None:
+        """θ_{t+1} stands in the model, θ_t is kept: measure what is due and record the update."""
+        if self._writer is not None:
+            self._writer.commit_if_due()
+        values, reasons = self._trajectory.measure()
+        interrupted: BaseException | None = None
+        try:
+            result = self._measure()
+        except BaseException as error:  # also Ctrl-C: the update was performed, so it keeps its row
+            interrupted = error
+            result = Measurement(reasons={"segment": f"interrupted by {type(error).__name__}: {error}"})
+        self._record(values, reasons, result)
+        self._trajectory.arrive()
+        self._step += 1
+        if self._writer is not None and (result.segment or result.measures):
+            self._writer.commit()
+            self._tell_store()
+        if interrupted is not None:
+            raise interrupted
+
+    @_guarded
+    def update_skipped(self) -> None:
+        self._event("skipped_update", "The gradient scaler found infinite gradients and skipped the update.")
+
+    def round_incomplete(self) -> None:
+        self._tell_once(
+            "incomplete_round",
+            "An optimizer stepped again before all of them had: such a round counts as one update (told once).",
+        )
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _measure(self) -> Measurement:
+        due = {
+            name
+            for name, schedule in self._schedules.items()
+            if schedule is not None and name not in self._disabled and schedule(self._step)
+        }
+        measures = {name: self._measures[name] for name in sorted(due - {"segment"})}
+        if self._measuring is None:
+            result = Measurement()
+            if measures:
+                with isolated(self._trajectory.vector.device):
+                    place = self._here(self._trajectory.point, None, None)
+                    for name, measure in measures.items():
+                        take(name, measure, place, result)
+        elif due:
+            result = self._measuring.measure(self._here, segment="segment" in due, measures=measures)
+        else:
+            self._measuring.forget()
+            return Measurement()
+        for name, error in result.failures:
+            self._disable(name, error)
+        for kind, message in result.remarks:
+            self._event(kind, message, show=True)
+        return result
+
+    def _here(self, point: torch.Tensor, full_loss: Any, known: Any) -> Here:
+        return Here(self._step, self._epoch_of(self._step), self._learning_rate, point, full_loss, known)
+
+    def _record(self, values: dict[str, float], reasons: dict[str, str], result: Measurement) -> None:
+        batch_loss, self._batch_loss = self._batch_loss, None
+        noted = NAN if batch_loss is None else float(batch_loss)
+        if batch_loss is not None and not math.isfinite(noted):
+            reasons["batch_loss"] = f"noted as {noted}"
+        record = StepRecord(
+            step=self._step,
+            epoch=self._epoch_of(self._step),
+            learning_rate=self._learning_rate,
+            batch_loss=noted if math.isfinite(noted) else NAN,
+            loss_noise=result.loss_noise,
+            segment=result.segment,
+            measures=result.measures,
+            reasons={**reasons, **result.reasons},
+            **values,
+        )
+        if self._writer is not None:
+            self._writer.append(record)
+        else:
+            self._records.append(record)
+
+    def _epoch_of(self, step: int) -> int | None:
+        if self._epoch is not None:
+            return self._epoch
+        return None if self._steps_per_epoch is None else step // self._steps_per_epoch + 1
+
+    def _present_parameters(self) -> list[nn.Parameter]:
+        """The optimizers' parameters as they are now: layers may be unfrozen late."""
+        if not self._optimizers:
+            return self._parameters
+        return [
+            parameter
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+
+    def _disable(self, name: str, error: Exception) -> None:
+        if self._on_error == "raise":
+            raise error
+        if name not in self._disabled:
+            self._disabled.add(name)
+            self._event("measurement_failed", f"{name} is switched off: {type(error).__name__}: {error}", show=True)
+
+    def _event(self, kind: str, message: str, *, show: bool = False) -> None:
+        event = Event(self._num_events, self._step, kind, message)
+        self._num_events += 1
+        if self._writer is not None:
+            self._writer.add_event(event)
+        else:
+            self._events.append(event)
+        if show:
+            logger.warning("step %d: %s", self._step, message)
+
+    def _tell_once(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self._event(kind, message, show=True)
+
+    def _tell_remarks(self) -> None:
+        for kind, message in self._remarks:
+            self._event(kind, message, show=True)
+        self._remarks = []
+
+    def _tell_store(self) -> None:
+        assert self._writer is not None
+        if self._writer.last_error is not None:
+            self._tell_once("store_failed", f"{self._writer.last_error} Training goes on; records wait in memory.")
+
+    def _plain_records(self) -> dict[str, Any]:
+        parts = {"steps": self._records, "notes": self._notes, "events": self._events}
+        return {name: [dataclasses.asdict(record) for record in records] for name, records in parts.items()}
+
+    def _take_records(self, plain: Mapping[str, Any]) -> None:
+        self._records = [
+            StepRecord(**{**step, "segment": tuple(SegmentPoint(**point) for point in step["segment"])})
+            for step in plain["steps"]
+        ]
+        self._notes = [EpochNote(**note) for note in plain["notes"]]
+        self._events = [Event(**event) for event in plain["events"]]

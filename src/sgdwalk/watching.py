@@ -1,0 +1,287 @@
+"""``watch()``: check what it is given, say clearly what cannot be watched, and start a walk."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sgdwalk.data import EvaluationData, evaluation_data
+from sgdwalk.errors import InputError, ResumeError, RunFolderError
+from sgdwalk.hooks import bare_optimizer
+from sgdwalk.measures import At, Here, Measured
+from sgdwalk.measuring import Measuring
+from sgdwalk.objective import Forward, LossFunction
+from sgdwalk.provenance import check_resumable, provenance
+from sgdwalk.records import SCHEMA_VERSION
+from sgdwalk.replica import bare_module, batchnorm_layers
+from sgdwalk.store import RunWriter, holds_run
+from sgdwalk.trajectory import Trajectory
+from sgdwalk.walk import Walk
+from sgdwalk.when import StepPredicate, When, describe, every
+
+Measures = Mapping[str, Callable[[Here], Measured] | At]
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer] | None,
+    loss_fn: LossFunction | None,
+    data: Any,
+    *,
+    run: str | Path | None = None,
+    when: StepPredicate | None = every(1),  # noqa: B008 (immutable)
+    num_points: int = 10,
+    batch_size: int | None = None,
+    batchnorm: Literal["train", "eval"] = "train",
+    method: str = "exact",
+    measures: Measures | None = None,
+    steps_per_epoch: int | None = None,
+    forward: Forward | None = None,
+    partition_seed: int | None = 0,
+    evaluate_on: Literal["copy", "model"] = "copy",
+    precision: str = "float32",
+    resume: bool = False,
+    on_error: Literal["disable", "raise"] = "disable",
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Walk:
+    """Watch every update of an ordinary training loop: L along the segment θ_t → θ_{t+1}, cosine, distance, norms.
+
+    Active on return; use it in a ``with`` statement or call ``close()``. The training is bit for bit what it is
+    without. Memory: four vectors of the parameters' size (six while the loss noise is measured).
+
+    Args:
+        model: what is trained; wrappers of torch.compile, DataParallel and DistributedDataParallel are seen through.
+        optimizer: the optimizer, a list of those that together make one update, or None for manual use
+            (``walk.before_step()``, ``walk.after_step()``).
+        loss_fn: ``loss_fn(output, target)`` returning a batch mean, per-example losses, or a pair (sum, count).
+        data: defines L: a pair of tensors, a map-style data set, a DataLoader (its data set is read once; the loader is
+            never iterated) or a list of batches. Without augmentation.
+        run: folder to keep the records in; None keeps them in memory.
+        when: predicate over steps (from 0) at which segments are measured; None for none, and then loss_fn and data
+            may be None.
+        num_points: intervals of the grid α = k / num_points; the paper's 10.
+        batch_size: examples an evaluation batch; required with BatchNorm unless data come in batches.
+        batchnorm: ``train`` takes each evaluation batch's statistics (paper, footnote 5), ``eval`` the running ones.
+        method: ``exact`` evaluates every point over all data.
+        measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
+        steps_per_epoch: updates an epoch, for the ``epoch`` column and schedules that count epochs.
+        forward: ``forward(model, batch) -> (output, target)`` for batches that are no (input, target) pairs.
+        partition_seed: of the permutation that is cut into evaluation batches; None keeps the data's order.
+        evaluate_on: ``copy`` evaluates on a private copy of the model, ``model`` on the model itself and puts
+            everything back.
+        precision: ``float32``: TF32 and autocast are off while L is evaluated; a float64 model stays float64.
+        resume: go on with a run that ``run`` holds; ``walk.load_state_dict()`` must follow before the next update.
+        on_error: what a failure inside a measurement does: ``disable`` records it once, switches that measurement off
+            and lets the training go on; ``raise`` raises.
+        name: what the run is called in reports; the folder's name by default.
+        config: plain values to keep with the run.
+
+    Raises:
+        InputError: for anything that cannot be watched as it is; before training starts where it can be known.
+        RunFolderError: where ``run`` holds a run and ``resume`` is not set, or cannot be written.
+        ResumeError: where the run was started with other data or settings.
+
+    >>> import torch, sgdwalk
+    >>> _ = torch.manual_seed(0)
+    >>> model, inputs, targets = torch.nn.Linear(3, 1), torch.randn(64, 3), torch.randn(64, 1)
+    >>> optimizer, loss_fn = torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.MSELoss()
+    >>> with sgdwalk.watch(model, optimizer, loss_fn, (inputs, targets)) as walk:
+    ...     for step in range(3):
+    ...         optimizer.zero_grad()
+    ...         loss_fn(model(inputs), targets).backward()
+    ...         optimizer.step()
+    >>> walk.run.steps[["height", "barrier", "distance"]].shape
+    (3, 3)
+
+    Source: paper, section 3; the quantities' definitions are those of the glossary in the documentation.
+    """
+    _check_choices(method, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
+    if when is not None and (loss_fn is None or data is None):
+        raise InputError("Segments need loss_fn and data to evaluate the full loss: pass both, or when=None.")
+    optimizers = _optimizers(optimizer)
+    parameters = _parameters(model, optimizers)
+    trajectory = Trajectory(parameters)
+    evaluations, measuring = None, None
+    if data is not None and loss_fn is not None:
+        layers = batchnorm == "train" and bool(batchnorm_layers(bare_module(model)))
+        evaluations = evaluation_data(data, batch_size, partition_seed, batchnorm=layers)
+        measuring = Measuring(
+            model,
+            trajectory,
+            evaluations,
+            loss_fn,
+            forward=forward,
+            batchnorm=batchnorm,
+            evaluate_on=evaluate_on,
+            num_points=num_points,
+        )
+    schedules = {"segment": _bound(when, steps_per_epoch)}
+    functions: dict[str, Callable[[Here], Measured]] = {}
+    for key, measure in (measures or {}).items():
+        functions[key] = measure.measure if isinstance(measure, At) else measure
+        schedules[key] = _bound(measure.when if isinstance(measure, At) else when, steps_per_epoch)
+    unchecked = measuring.begin() if measuring is not None else []
+    settings = {
+        "when": None if when is None else describe(when),
+        "num_points": num_points,
+        "batch_size": max(evaluations.sizes) if evaluations is not None else None,
+        "batchnorm": batchnorm,
+        "method": method,
+        "precision": precision,
+        "partition_seed": partition_seed,
+        "evaluate_on": evaluate_on,
+        "steps_per_epoch": steps_per_epoch,
+        "measures": sorted(functions),
+        "kernel": trajectory.kernel.name,
+    }
+    info = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name or (Path(run).name if run is not None else "walk"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+        "data": _describe_data(evaluations),
+        "model": {"class": type(bare_module(model)).__name__, "num_parameters": trajectory.vector.size},
+        "optimizers": [_describe_optimizer(each) for each in optimizers],
+        "provenance": provenance(
+            device=str(trajectory.vector.device),
+            num_threads=torch.get_num_threads(),
+            seed=None if config is None else config.get("seed"),
+        ),
+        "config": dict(config or {}),
+    }
+    writer, remarks = _open_writer(run, info, resume=resume)
+    return Walk(
+        optimizers,
+        parameters,
+        trajectory,
+        measuring,
+        evaluations,
+        schedules,
+        functions,
+        steps_per_epoch,
+        on_error,
+        writer,
+        info,
+        [*(("loss_unchecked", message) for message in unchecked), *remarks],
+    )
+
+
+def _check_choices(
+    method: str,
+    num_points: int,
+    batchnorm: str,
+    evaluate_on: str,
+    precision: str,
+    on_error: str,
+    steps_per_epoch: int | None,
+) -> None:
+    choices = {
+        "method": (method, ("exact",)),
+        "batchnorm": (batchnorm, ("train", "eval")),
+        "evaluate_on": (evaluate_on, ("copy", "model")),
+        "precision": (precision, ("float32",)),
+        "on_error": (on_error, ("disable", "raise")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise InputError(f"{key}={value!r} does not exist; there is {' and '.join(map(repr, known))}.")
+    if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 2:
+        raise InputError(
+            f"num_points={num_points!r}: a segment needs at least 2 intervals to have a point between its ends "
+            "(the paper has 10)."
+        )
+    if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+        raise InputError(f"steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}.")
+
+
+def _optimizers(optimizer: Any) -> list[Optimizer]:
+    if optimizer is None:
+        return []
+    if isinstance(optimizer, (list, tuple)):
+        if not optimizer:
+            raise InputError("optimizer is an empty list: pass the optimizers that together make one update.")
+        return [bare_optimizer(each) for each in optimizer]
+    return [bare_optimizer(optimizer)]
+
+
+def _parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parameter]:
+    """The walked parameters, after checking that the model has them."""
+    own = {id(parameter) for parameter in bare_module(model).parameters()}
+    if not optimizers:
+        return [parameter for parameter in bare_module(model).parameters() if parameter.requires_grad]
+    parameters = [
+        parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
+    ]
+    foreign = sum(id(parameter) not in own for parameter in parameters)
+    if foreign:
+        raise InputError(
+            f"{foreign} of the optimizer's {len(parameters)} parameters are not the model's: pass the model whose "
+            "parameters the optimizer was made with (and make the optimizer after moving the model)."
+        )
+    return parameters
+
+
+def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
+    if when is not None and not callable(when):
+        raise InputError(f"when must be a predicate step -> bool such as sgdwalk.every(10), or None; got {when!r}.")
+    return when.bind(steps_per_epoch) if isinstance(when, When) else when
+
+
+def _describe_data(evaluations: EvaluationData | None) -> dict[str, Any]:
+    if evaluations is None:
+        return {}
+    return {
+        "description": evaluations.description,
+        "num_examples": evaluations.num_examples,
+        "num_batches": len(evaluations),
+        "fingerprint": evaluations.fingerprint(),
+    }
+
+
+def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.tolist()
+        if isinstance(value, (tuple, list)):
+            return [plain(part) for part in value]
+        return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+
+    groups = []
+    for group in optimizer.param_groups:
+        described = {key: plain(value) for key, value in group.items() if key not in ("params", "lr")}
+        num_parameters = sum(parameter.numel() for parameter in group["params"])
+        groups.append({"learning_rate": plain(group.get("lr")), "num_parameters": num_parameters, **described})
+    return {"class": type(optimizer).__name__, "groups": groups}
+
+
+def _open_writer(
+    run: str | Path | None, info: dict[str, Any], *, resume: bool
+) -> tuple[RunWriter | None, list[tuple[str, str]]]:
+    """The run folder's writer, and what a reader should know about going on with it."""
+    if run is None:
+        return None, []
+    folder = Path(run)
+    if not holds_run(folder):
+        return RunWriter.create(folder, info), []
+    if not resume:
+        raise RunFolderError(
+            f"{folder} holds a run already: pass resume=True and load the walk's state to go on with it, or name "
+            "another folder."
+        )
+    writer = RunWriter.resume(folder)
+    try:
+        differences = check_resumable(writer.info, info)
+    except ResumeError:
+        writer.close()
+        raise
+    if not differences:
+        return writer, []
+    message = f"Resumed elsewhere ({'; '.join(differences)}): numbers may differ in their last digits."
+    return writer, [("provenance_changed", message)]
