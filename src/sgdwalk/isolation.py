@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,16 +42,14 @@ def isolated(device: torch.device) -> Iterator[None]:
     numpy_state = np.random.get_state()  # noqa: NPY002 (the user's global stream is exactly what must be kept)
     torch_state = torch.get_rng_state()
     device_states = _device_states(device)
-    precision = torch.get_float32_matmul_precision()
     token = _MEASURING.set(True)
     try:
         with contextlib.ExitStack() as stack:
             for device_type in {"cpu", device.type}:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
-            if precision != "highest":
-                torch.set_float32_matmul_precision("highest")
+            stack.enter_context(_full_float32())
             if device.type == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False, benchmark=False, deterministic=True))
+                stack.enter_context(_deterministic_cudnn())
             if "torch._dynamo" in sys.modules:
                 # An evaluation of another batch size would make training's compiled graph symbolic.
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -58,12 +57,53 @@ def isolated(device: torch.device) -> Iterator[None]:
             yield
     finally:
         _MEASURING.reset(token)
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
         _restore_device_states(device, device_states)
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32 on every backend: neither TF32 nor bfloat16 inside.
+
+    The overall setting goes first: a backend that merely follows it then needs no setting of its own.
+    """
+    changed = []
+    try:
+        for backend in _PRECISION_HOLDERS:
+            precision = backend.fp32_precision
+            if precision != "ieee" and (backend is torch.backends or precision != "none"):
+                changed.append((backend, precision))
+                backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in reversed(changed):
+            backend.fp32_precision = precision
+
+
+_PRECISION_HOLDERS: tuple[Any, ...] = (
+    torch.backends,
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+
+
+@contextlib.contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
 
 
 def _device_states(device: torch.device) -> list[torch.Tensor]:
