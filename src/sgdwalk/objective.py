@@ -95,8 +95,10 @@ class FullLoss:
         if self.hvp_method == "double_backward":
             try:
                 return self._double_backward(vector)
-            except (RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error) or ("derivative" not in str(error) and "double backward" not in str(error)):
+            except NoSecondDerivativeError:
+                self.hvp_method = "finite_difference"
+            except RuntimeError as error:
+                if "derivative" not in str(error) and "double backward" not in str(error):
                     raise
                 self.hvp_method = "finite_difference"
         return self._finite_difference(vector)
@@ -108,6 +110,7 @@ class FullLoss:
         with torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
             for loss in self._weighted_losses():
                 gradients = torch.autograd.grad(loss, self.site.leaves, create_graph=True, materialize_grads=True)
+                _refuse_dead_ends(gradients)
                 inner = torch.stack([(g * v).sum() for g, v in zip(gradients, directions, strict=True)]).sum()
                 if inner.requires_grad:
                     total += _flatten(torch.autograd.grad(inner, self.site.leaves, materialize_grads=True))
@@ -238,6 +241,25 @@ class FullLoss:
             if isinstance(self.loss_fn(*self.outputs(0)), Tensor):
                 return float(self.data.num_examples)
             return math.fsum(self.sums().counts)
+
+
+class NoSecondDerivativeError(Exception):
+    """A kernel on the way from the parameters to the loss can be differentiated once only."""
+
+
+def _refuse_dead_ends(gradients: tuple[Tensor, ...]) -> None:
+    """Find kernels marked as differentiable once: their error node lies off every path to the parameters, so autograd
+    would leave their part out of a second derivative without a word."""
+    seen: set[Any] = set()
+    waiting = [gradient.grad_fn for gradient in gradients]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise NoSecondDerivativeError
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
