@@ -1,0 +1,317 @@
+"""Tables over steps, epochs and runs, made again from what a run holds; undefined values are left out and counted.
+
+In the examples ``run`` is what ``sgdwalk.open_run`` returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sgdwalk.errors import InputError
+from sgdwalk.text import plain
+
+if TYPE_CHECKING:
+    from sgdwalk.run import Run
+
+SEGMENT_COLUMNS = (
+    "loss",
+    "next_loss",
+    "floor",
+    "floor_alpha",
+    "height",
+    "barrier",
+    "barrier_height",
+    "barrier_significant",
+    "alpha_star",
+)
+"""Columns of ``run.steps`` that come from the losses along a segment: they exist on watched steps only."""
+UPDATE_COLUMNS = ("cosine", "distance", "next_distance", "grad_norm", "param_norm", "update_norm")
+"""Columns of ``run.steps`` that every update has."""
+_OTHER_COLUMNS = ("epoch", "learning_rate", "batch_loss", "loss_noise", "alpha_star_r2")
+_USUAL_REASONS = {"barrier_significant": "the noise of the loss was not measured"}
+_COUNTS = (
+    "num_updates",
+    "num_watched",
+    "num_barriers",
+    "num_significant_barriers",
+    "undefined_heights",
+    "undefined_barriers",
+    "undefined_alpha_stars",
+    "undefined_cosines",
+)
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def measure_columns(run: Run) -> list[str]:
+    """The columns of ``run.steps`` that the user's measures added, in their order."""
+    known = {*SEGMENT_COLUMNS, *UPDATE_COLUMNS, *_OTHER_COLUMNS}
+    names = list(run.steps.columns)
+    return [name for name in names if name not in known and not _is_reason(name, names)]
+
+
+def _is_reason(name: str, names: list[str]) -> bool:
+    return name.endswith("_reason") and (name[: -len("_reason")] in names or name == "segment_reason")
+
+
+def derived(run: Run) -> pd.DataFrame:
+    """Columns that follow from those of ``run.steps``, with the same index.
+
+    - ``watched``: the losses along the segment were measured;
+    - ``interior_floor``: the floor lies between the iterates, 0 < floor_alpha < 1 (NA where undefined);
+    - ``critical_ratio``: critical step / taken step = 2 α*, below 1 where the loss rises;
+    - ``update_ratio``: ‖θ_{t+1} - θ_t‖ / ‖θ_t‖;
+    - ``path_length``: Σ ‖θ_{s+1} - θ_s‖ over s = 0 … t, undefined from the first undefined or missing summand on;
+    - ``directness``: ‖θ_{t+1} - θ_0‖ / path_length, 1 for a straight line (undefined where nothing moved).
+
+    Source: the path length and its directness quantify the paper's "traverses larger distance" (section 3.1).
+
+    >>> derived(run).directness.between(0, 1 + 1e-12).all()
+    np.True_
+    """
+    steps = run.steps
+    without_gap = steps.index.to_numpy() == np.arange(len(steps))
+    path = steps["update_norm"].where(without_gap).cumsum(skipna=False)
+    floor_alpha = steps["floor_alpha"]
+    interior = ((floor_alpha > 0) & (floor_alpha < 1)).astype("boolean").mask(floor_alpha.isna())
+    return pd.DataFrame(
+        {
+            "watched": steps.index.isin(run.segments["step"].unique()),
+            "interior_floor": interior,
+            "critical_ratio": 2 * steps["alpha_star"],
+            "update_ratio": steps["update_norm"] / steps["param_norm"].where(steps["param_norm"] > 0),
+            "path_length": path,
+            "directness": steps["next_distance"] / path.where(path > 0),
+        },
+        index=steps.index,
+    )
+
+
+def directional_sharpness(run: Run) -> pd.Series:
+    """The curvature of L along each update of full-batch gradient descent, 1 / (η α*).
+
+    For d = -η ∇L the parabola through the segment gives ∇Lᵀ H ∇L / ‖∇L‖² = 1 / (η α*); above 2/η the loss rises. For a
+    mini-batch the same number is no sharpness of L: only the caller knows that every gradient was the full one.
+
+    Args:
+        run: a run whose every update was plain gradient descent on the full loss.
+
+    Raises:
+        InputError: the record names another optimizer than plain SGD (momentum, weight decay, Adam, …).
+
+    >>> directional_sharpness(run).name
+    'directional_sharpness'
+    """
+    for optimizer in run.info["optimizers"]:
+        for group in optimizer["groups"]:
+            changed = [name for name in ("momentum", "weight_decay") if group.get(name)]
+            if optimizer["class"] != "SGD" or changed:
+                seen = (
+                    f"{plain(optimizer['class'], 60)} with {' and '.join(changed)}" if changed else optimizer["class"]
+                )
+                raise InputError(
+                    f"1 / (η α*) is a sharpness only where an update is -η ∇L, that is plain full-batch gradient "
+                    f"descent; this run used {plain(seen, 100)}. Read alpha_star or critical_ratio instead: they hold "
+                    "for any optimizer."
+                )
+    product = run.steps["learning_rate"] * run.steps["alpha_star"]
+    return (1 / product.where(product != 0)).rename("directional_sharpness")
+
+
+def by_epoch(run: Run) -> pd.DataFrame:
+    """One row an epoch: what the paper's Tables 1 and 2 and Figure 8 count, and how much was left out.
+
+    Columns as in :func:`compare`, without the name; index ``epoch``, NA where the loop did not say the epoch.
+
+    >>> by_epoch(run)[["num_barriers", "mean_height"]].columns.tolist()
+    ['num_barriers', 'mean_height']
+    """
+    table = run.steps.join(derived(run))
+    groups = table.groupby("epoch", dropna=False, sort=True)
+    rows = {epoch: _totals(group) for epoch, group in groups}
+    frame = _as_counts(pd.DataFrame(list(rows.values()), columns=_TOTALS))
+    frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
+    return frame
+
+
+def compare(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run, index ``run`` (its name): the whole run in the words of :func:`by_epoch`.
+
+    Columns: ``num_updates``, ``num_watched``, ``mean_height`` (nats per example), ``num_barriers``,
+    ``num_significant_barriers`` (above twice the loss noise), ``interior_floor_share``, ``over_edge_share`` (α* < ½),
+    ``mean_cosine``, ``distance`` (‖θ - θ_0‖ after the last update), ``directness``, and how many watched heights,
+    barriers and α* and how many cosines were undefined and are left out of the numbers before.
+
+    >>> compare([run]).num_updates.item() == len(run.steps)
+    True
+    """
+    rows = [totals(run) for run in runs]
+    frame = _as_counts(pd.DataFrame(rows, columns=_TOTALS))
+    frame.index = pd.Index([run.name for run in runs], name="run")
+    return frame
+
+
+_TOTALS = (
+    "num_updates",
+    "num_watched",
+    "mean_height",
+    "num_barriers",
+    "num_significant_barriers",
+    "interior_floor_share",
+    "over_edge_share",
+    "mean_cosine",
+    "distance",
+    "directness",
+    "undefined_heights",
+    "undefined_barriers",
+    "undefined_alpha_stars",
+    "undefined_cosines",
+)
+
+
+def totals(run: Run) -> dict[str, Any]:
+    """The row of :func:`compare` for one run; counts are ``int``, or NA where nothing was defined.
+
+    >>> totals(run)["num_updates"]
+    60
+    """
+    return _totals(run.steps.join(derived(run)))
+
+
+def _totals(table: pd.DataFrame) -> dict[str, Any]:
+    """The summary of some steps; ``table`` is ``run.steps`` joined with ``derived(run)``."""
+    watched = table[table["watched"]]
+    alpha_star = watched["alpha_star"].dropna()
+    last = table.iloc[-1] if len(table) else None
+    return {
+        "num_updates": len(table),
+        "num_watched": len(watched),
+        "mean_height": watched["height"].mean(),
+        "num_barriers": watched["barrier"].sum(min_count=1),
+        # False & NA is False: no barrier is no significant barrier, whatever the noise.
+        "num_significant_barriers": (watched["barrier"] & watched["barrier_significant"]).sum(min_count=1),
+        "interior_floor_share": watched["interior_floor"].dropna().astype(float).mean(),
+        "over_edge_share": (alpha_star < 0.5).mean() if len(alpha_star) else math.nan,
+        "mean_cosine": table["cosine"].mean(),
+        "distance": math.nan if last is None else last["next_distance"],
+        "directness": math.nan if last is None else last["directness"],
+        "undefined_heights": watched["height"].isna().sum(),
+        "undefined_barriers": watched["barrier"].isna().sum(),
+        "undefined_alpha_stars": watched["alpha_star"].isna().sum(),
+        "undefined_cosines": table["cosine"].isna().sum(),
+    }
+
+
+def _as_counts(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype({name: "Int64" if name in _COUNTS else "float64" for name in frame.columns})
+
+
+def within(frame: pd.DataFrame, steps: range | None) -> pd.DataFrame:
+    """The rows of some steps: all for None, else from ``steps.start`` to before ``steps.stop``."""
+    if steps is None:
+        return frame
+    of_row = frame.get("step", frame.index)
+    return frame[(of_row >= steps.start) & (of_row < steps.stop)]
+
+
+def left_out(run: Run, steps: range | None = None) -> pd.DataFrame:
+    """The undefined values of a run: one row for each column and reason, with their number and the first step.
+
+    Columns ``column``, ``reason``, ``number``, ``first_step``. A value counts where it was to be measured: the columns
+    of every update everywhere, those of a segment on watched steps, others where a reason is recorded.
+
+    Args:
+        run: the run.
+        steps: only these; all of them when None.
+
+    >>> left_out(run).columns.tolist()
+    ['column', 'reason', 'number', 'first_step']
+    """
+    table = within(run.steps.join(derived(run)["watched"]), steps)
+    watched = table["watched"]
+    nothing = pd.Series(None, index=table.index, dtype="object")
+    segment_reason = table.get("segment_reason", nothing)
+    rows = []
+    failed = segment_reason.notna() & ~watched
+    rows += _grouped("segment", segment_reason[failed])
+    for column in (*SEGMENT_COLUMNS, *UPDATE_COLUMNS, "batch_loss", *measure_columns(run)):
+        own = table.get(f"{column}_reason", nothing)
+        expected = watched if column in SEGMENT_COLUMNS else own.notna() | (column in UPDATE_COLUMNS)
+        missing = expected & table[column].isna()
+        if missing.any():
+            reasons = own[missing].fillna(segment_reason[missing]) if column in SEGMENT_COLUMNS else own[missing]
+            rows += _grouped(column, reasons.fillna(_USUAL_REASONS.get(column, "no reason was recorded")))
+    return pd.DataFrame(rows, columns=["column", "reason", "number", "first_step"])
+
+
+def _grouped(column: str, reasons: pd.Series) -> list[tuple[str, str, int, int]]:
+    return [
+        (column, str(reason), len(part), int(part.index[0])) for reason, part in reasons.groupby(reasons, sort=False)
+    ]
+
+
+def sparkline(values: Iterable[float], width: int = 60) -> str:
+    """A line of bars for a terminal, lowest value to highest; undefined values leave a space.
+
+    More than ``width`` values are drawn as the means of ``width`` equal parts.
+
+    >>> sparkline([0, 1, 2, 3, float("nan"), 7])
+    '▁▂▃▄ █'
+    >>> sparkline([5, 5, 5])
+    '▄▄▄'
+    """
+    numbers = np.asarray(list(values), dtype=np.float64)
+    numbers[np.isinf(numbers)] = math.nan
+    if len(numbers) > width:
+        parts = (part[~np.isnan(part)] for part in np.array_split(numbers, width))
+        numbers = np.array([part.mean() if len(part) else math.nan for part in parts])
+    finite = numbers[~np.isnan(numbers)]
+    if len(finite) == 0:
+        return " " * len(numbers)
+    low, span = finite.min(), np.ptp(finite)
+    if span == 0:
+        return "".join(" " if math.isnan(value) else _BARS[3] for value in numbers)
+    return "".join(" " if math.isnan(value) else _BARS[round(7 * (value - low) / span)] for value in numbers)
+
+
+def export_csv(run: Run, folder: str | Path) -> list[Path]:
+    """Write ``steps.csv``, ``segments.csv``, ``epochs.csv`` and ``events.csv`` into a folder; returns their paths.
+
+    Floats are written so that they read back bitwise; undefined ones are empty. A text that a spreadsheet would run as
+    a formula (one that starts with =, +, -, @, a tab or a carriage return) gets an apostrophe in front.
+
+    Args:
+        run: the run to export.
+        folder: made where it does not exist.
+
+    Raises:
+        InputError: one of the files exists already; none is overwritten.
+
+    >>> import tempfile
+    >>> [path.name for path in export_csv(run, tempfile.mkdtemp())]
+    ['steps.csv', 'segments.csv', 'epochs.csv', 'events.csv']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"steps": run.steps, "segments": run.segments, "epochs": run.epochs, "events": run.events}
+    paths = [folder / f"{name}.csv" for name in tables]
+    for path in paths:
+        if path.exists():
+            raise InputError(f"{path} exists and is not overwritten: name another folder, or move the file away.")
+    for path, table in zip(paths, tables.values(), strict=True):
+        safe = table.rename(columns=_inert_cell)
+        for column in safe.columns[~safe.dtypes.map(pd.api.types.is_numeric_dtype).to_numpy(bool)]:
+            safe[column] = safe[column].map(_inert_cell)
+        safe.to_csv(path, index=safe.index.name is not None, mode="x", encoding="utf-8", errors="backslashreplace")
+    return paths
+
+
+def _inert_cell(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value

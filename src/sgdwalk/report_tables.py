@@ -1,0 +1,282 @@
+"""The tables of a report: key numbers, epochs, steps, what was left out, events, settings and provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sgdwalk.analysis import by_epoch, derived, left_out, measure_columns, totals
+from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, evenly, spoken, watched_or_all
+from sgdwalk.text import count, number, plain
+
+if TYPE_CHECKING:
+    from sgdwalk.run import Run
+
+MOST_ROWS = 200
+"""Rows of a table of steps or epochs; more are thinned evenly, and the caption says so."""
+MOST_LINES = 100
+"""Rows of the other tables; the caption says how many there are."""
+MOST_COLUMNS = 6
+"""Measures or noted values that get a column in a table."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first cell of a row is its heading."""
+
+    run: RunLabel
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    numbers: bool = False
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """A row of the key numbers: ``(value, note)`` for each run."""
+
+    label: str
+    explanation: str
+    values: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting of all runs."""
+
+    label: str
+    values: list[str]
+    differs: bool
+
+
+@dataclass(frozen=True)
+class SettingGroup:
+    """Settings that belong together."""
+
+    name: str
+    rows: list[SettingRow]
+
+
+def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
+    """The numbers to see first."""
+    all_totals = [totals(run) for run in runs]
+
+    def row(label: str, explanation: str, value: Any) -> KeyNumber:
+        return KeyNumber(label, explanation, [value(one) for one in all_totals])
+
+    return [
+        row(
+            "Height above the valley floor",
+            "mean, in nats per example",
+            lambda one: (number(one["mean_height"]), _undefined(one["undefined_heights"])),
+        ),
+        row(
+            "Steps across the floor",
+            "the loss is lowest between the iterates",
+            lambda one: _share(one["interior_floor_share"], one["num_watched"] - one["undefined_heights"]),
+        ),
+        row(
+            "Steps over a barrier",
+            "a loss between the iterates lies above both",
+            lambda one: _barriers(one),
+        ),
+        row(
+            "Steps over the edge",
+            "they land higher than they left, α* < ½",
+            lambda one: _share(one["over_edge_share"], one["num_watched"] - one["undefined_alpha_stars"]),
+        ),
+        row(
+            "Cosine of consecutive gradients",
+            "mean; −1 is straight back, 1 straight on",
+            lambda one: (number(one["mean_cosine"]), ""),
+        ),
+        row(
+            "Distance from the start",
+            "of the parameters, after so many updates",
+            lambda one: (number(one["distance"]), f"after {one['num_updates']:,}"),
+        ),
+    ]
+
+
+def _undefined(quantity: int) -> str:
+    return f"{quantity:,} undefined, left out" if quantity else ""
+
+
+def _share(share: float, total: int) -> tuple[str, str]:
+    if total == 0:
+        return "–", ""
+    return f"{round(share * total):,}", f"of {total:,}"
+
+
+def _barriers(one: dict[str, Any]) -> tuple[str, str]:
+    total = one["num_watched"] - one["undefined_barriers"]
+    if total == 0:
+        return "–", ""
+    if one["num_barriers"] == 0:
+        return "0", f"of {total:,}"
+    significant = one["num_significant_barriers"]
+    beyond = "noise unknown" if pd.isna(significant) else f"{significant:,} beyond noise"
+    return f"{one['num_barriers']:,}", f"of {total:,}; {beyond}"
+
+
+def steps_table(run: Run, label: RunLabel) -> Table:
+    """The steps of a run; of many, watched ones evenly spaced."""
+    table = run.steps.join(derived(run))
+    table["barrier"] = barrier_codes(table)
+    if len(table) <= MOST_ROWS:
+        caption = count(len(table), "step")
+    else:
+        choice = watched_or_all(run)
+        kind = "step" if len(choice) == len(table) else "watched step"
+        caption = _how_many(min(MOST_ROWS, len(choice)), len(choice), kind)
+        table = table.loc[evenly(choice, MOST_ROWS)]
+    measures = measure_columns(run)
+    if len(measures) > MOST_COLUMNS:
+        caption += f"; {MOST_COLUMNS} of {len(measures):,} measures"
+    names = [name for name in (*_STEP_COLUMNS, *measures[:MOST_COLUMNS]) if table[name].notna().any()]
+    cells = [[f"{step:,}" for step in table.index]]
+    cells += [[_cell(name, value) for value in table[name]] for name in names]
+    header = ["step", *(LABELS.get(name, spoken(name)) for name in names)]
+    return Table(label, caption, header, [list(row) for row in zip(*cells, strict=True)], numbers=True)
+
+
+_STEP_COLUMNS = (
+    "epoch",
+    "loss",
+    "next_loss",
+    "floor",
+    "height",
+    "barrier",
+    "alpha_star",
+    "cosine",
+    "distance",
+    "update_ratio",
+    "batch_loss",
+)
+
+
+def _cell(name: str, value: float) -> str:
+    if name == "barrier":
+        return "–" if math.isnan(value) else BARRIER_WORDS[int(value)]
+    return number(value, 4, zeros=name != "epoch")
+
+
+def epochs_table(run: Run, label: RunLabel) -> Table:
+    """The summary of each epoch, with what the loop noted for it."""
+    table = by_epoch(run)
+    table = table[table.index.notna()]
+    noted = run.epochs
+    more = list(noted.columns)[:MOST_COLUMNS]
+    table = table.join(noted[more].rename(columns=lambda name: ("noted", name)), how="outer")
+    header = ["epoch", "updates", "watched", "mean height", "barriers", "beyond noise", "floor inside", "over the edge"]
+    header += ["mean cosine", "distance", "directness", "undefined", *(spoken(name) for name in more)]
+    rows = []
+    for epoch, row in table.loc[evenly(table.index, MOST_ROWS)].iterrows():
+        undefined = row[[name for name in table.columns if str(name).startswith("undefined_")]].sum()
+        counts = [row[name] for name in ("num_updates", "num_watched")]
+        shares = [row["interior_floor_share"], row["over_edge_share"]]
+        rows.append(
+            [
+                f"{epoch:,}",
+                *(_whole(value) for value in counts),
+                number(row["mean_height"]),
+                *(_whole(row[name]) for name in ("num_barriers", "num_significant_barriers")),
+                *(f"{number(100 * share)} %" if not pd.isna(share) else "–" for share in shares),
+                *(number(row[name]) for name in ("mean_cosine", "distance", "directness")),
+                _whole(undefined),
+                *(number(row[("noted", name)], 4) for name in more),
+            ]
+        )
+    caption = _how_many(len(rows), len(table), "epoch")
+    if len(noted.columns) > MOST_COLUMNS:
+        caption += f"; {MOST_COLUMNS} of {len(noted.columns):,} noted values"
+    return Table(label, caption, header, rows, numbers=True)
+
+
+def _whole(value: Any) -> str:
+    return "–" if pd.isna(value) else f"{int(value):,}"
+
+
+def left_out_table(run: Run, label: RunLabel) -> Table:
+    """Why which values are undefined; columns undefined at the same steps for the same reason share a row."""
+    table = left_out(run)
+    rows = []
+    for (first_step, reason, quantity), part in table.groupby(["first_step", "reason", "number"]):
+        names = ", ".join(LABELS.get(name, spoken(name)) for name in part["column"])
+        rows.append([names, plain(reason, 300), f"{quantity:,}", f"{first_step:,}"])
+    caption = _the_first(len(rows), "reason")
+    return Table(label, caption, ["values", "reason", "steps", "first at step"], rows[:MOST_LINES])
+
+
+def events_table(run: Run, label: RunLabel) -> Table:
+    """What happened to the walk."""
+    events = run.events
+    rows = [
+        [f"{row.step:,}", plain(row.kind, 60), plain(row.message, 500)] for row in events.head(MOST_LINES).itertuples()
+    ]
+    return Table(label, _the_first(len(events), "event"), ["after updates", "kind", "what happened"], rows)
+
+
+def _how_many(shown: int, total: int, noun: str) -> str:
+    return count(total, noun) if shown == total else f"{shown:,} of {count(total, noun)}, evenly spaced"
+
+
+def _the_first(total: int, noun: str) -> str:
+    return count(total, noun) if total <= MOST_LINES else f"the first {MOST_LINES} of {count(total, noun)}"
+
+
+_GROUPS = {
+    "settings": "What was measured, and how",
+    "optimizers": "Optimizer",
+    "data": "Data",
+    "model": "Model",
+    "config": "Configuration of the experiment",
+    "provenance": "Provenance",
+}
+
+
+def settings(runs: Sequence[Run]) -> list[SettingGroup]:
+    """Everything recorded about the runs, side by side, rows that differ marked."""
+    infos = [run.info for run in runs]
+    rest = [{key: value for key, value in info.items() if key not in _GROUPS} for info in infos]
+    groups = [_group("Run", rest)]
+    groups += [_group(title, [info.get(key) for info in infos]) for key, title in _GROUPS.items()]
+    return [group for group in groups if group.rows]
+
+
+def _group(title: str, values: Sequence[Any]) -> SettingGroup:
+    flat = [dict(_flatten(value)) for value in values]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    rows = []
+    for key in keys[:MOST_LINES]:
+        texts = [one.get(key, "–") for one in flat]
+        rows.append(SettingRow(plain(key, 80), texts, len(set(texts)) > 1))
+    if len(keys) > MOST_LINES:
+        rows.append(SettingRow(f"{len(keys) - MOST_LINES:,} more are in run.info", [""] * len(values), False))
+    return SettingGroup(title, rows)
+
+
+def _flatten(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    """Leaves with their names joined by a dot; a list of plain values is one leaf."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flatten(part, f"{name} · {plain(key, 60)}" if name else plain(key, 60))
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        for index, part in enumerate(value, start=1):
+            yield from _flatten(part, f"{name} {index}".strip())
+    elif name or value is not None:
+        yield name.replace("_", " "), _leaf(value)
+
+
+def _leaf(value: Any) -> str:
+    if isinstance(value, list):
+        return plain(", ".join(_leaf(part) for part in value[:100]), 300) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return plain(value, 300)

@@ -1,0 +1,134 @@
+"""A run in plain words: what it shows, said so that someone who never read the paper understands it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sgdwalk.analysis import totals
+from sgdwalk.text import count, number, plain
+
+if TYPE_CHECKING:
+    from sgdwalk.run import Run
+
+
+def describe(run: Run) -> list[str]:
+    """What a walk did, in five plain sentences: how far it was watched, its bounces, its barriers, its turns, its way.
+
+    >>> len(describe(run))
+    5
+    """
+    numbers = totals(run)
+    return [
+        _about_the_loss(run, numbers),
+        _about_the_floor(numbers),
+        _about_barriers(run, numbers),
+        _about_turns(numbers),
+        _about_the_way(numbers),
+    ]
+
+
+def _about_the_loss(run: Run, numbers: dict[str, Any]) -> str:
+    epochs = run.steps["epoch"].nunique()
+    over = f" in {count(epochs, 'epoch')}" if epochs else ""
+    made = f"{plain(run.name, 60)} made {count(numbers['num_updates'], 'update')}{over}"
+    losses = run.steps[["loss", "next_loss"]].dropna()
+    if losses.empty:
+        return f"{made}; the full training loss was measured along none of them."
+    return (
+        f"{made}; the full training loss was measured along {numbers['num_watched']:,} of them and went from "
+        f"{number(losses['loss'].iloc[0])} to {number(losses['next_loss'].iloc[-1])}."
+    )
+
+
+def _about_the_floor(numbers: dict[str, Any]) -> str:
+    defined = numbers["num_watched"] - numbers["undefined_heights"]
+    if defined == 0:
+        return "How high it walks above the valley floor is unknown: no segment has finite losses throughout."
+    interior = round(numbers["interior_floor_share"] * defined)
+    height = f"its mean height above the valley floor is {number(numbers['mean_height'])}"
+    between = f"on {interior:,} of {count(defined, 'step')} the loss is lowest between the two iterates"
+    if 2 * interior >= defined:
+        return f"It bounces between the walls of a valley: {between}, and {height}."
+    return f"It mostly walks downhill without passing a floor: {between}; {height}."
+
+
+def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
+    defined = numbers["num_watched"] - numbers["undefined_barriers"]
+    undefined = f" ({count(numbers['undefined_barriers'], 'step')} undefined)" if numbers["undefined_barriers"] else ""
+    if defined == 0:
+        return f"Whether it crosses barriers is unknown{undefined}."
+    if numbers["num_barriers"] == 0:
+        return f"It crosses no barrier in {count(defined, 'step')}{undefined}."
+    crossed = f"It crosses a barrier on {numbers['num_barriers']:,} of {count(defined, 'step')}{undefined}"
+    if pd.isna(numbers["num_significant_barriers"]):
+        return f"{crossed}; how many of them exceed the noise of the loss was not measured."
+    return f"{crossed}; {numbers['num_significant_barriers']:,} of them rise above twice the noise of the loss."
+
+
+def _about_turns(numbers: dict[str, Any]) -> str:
+    if math.isnan(numbers["mean_cosine"]):
+        turns = "The angle between consecutive gradients is unknown"
+    else:
+        side = next(words for bound, words in _TURNS if numbers["mean_cosine"] <= bound)
+        turns = f"Consecutive gradients {side} (mean cosine {number(numbers['mean_cosine'])})"
+    defined = numbers["num_watched"] - numbers["undefined_alpha_stars"]
+    if defined == 0:
+        return f"{turns}."
+    over = round(numbers["over_edge_share"] * defined)
+    return f"{turns}; {over:,} of {count(defined, 'step')} land higher than they left (α* below ½)."
+
+
+_TURNS = (
+    (-0.8, "point in nearly opposite directions"),
+    (-0.2, "point mostly against each other"),
+    (0.2, "are close to perpendicular"),
+    (0.8, "point mostly the same way"),
+    (math.inf, "point in nearly the same direction"),
+)
+
+
+def _about_the_way(numbers: dict[str, Any]) -> str:
+    if math.isnan(numbers["distance"]):
+        return "How far it came from its start is unknown."
+    way = f"It ends at distance {number(numbers['distance'])} from its start"
+    if math.isnan(numbers["directness"]):
+        return f"{way}."
+    return f"{way}, which is {number(100 * numbers['directness'])} % of the length of the path it took."
+
+
+def describe_together(runs: Sequence[Run]) -> list[str]:
+    """What several walks show side by side; distances are compared after the same number of updates.
+
+    >>> describe_together([run])
+    []
+    """
+    if len(runs) < 2:
+        return []
+    heights = [run.steps["height"].mean() for run in runs]
+    if len({str(run.info.get("data")) for run in runs}) > 1:
+        sentences = ["The full losses were measured on different data: heights of these runs cannot be compared."]
+    else:
+        sentences = [_ranked(runs, heights, "{} bounces higher above the valley floor than {}: {} on average")]
+    cosines = [-run.steps["cosine"].mean() for run in runs]
+    sentences.append(_ranked(runs, cosines, "{} turns back more sharply than {}: mean cosine {}", sign=-1))
+    updates = min(len(run.steps) for run in runs)
+    if updates:
+        distances = [run.steps["next_distance"].iloc[updates - 1] for run in runs]
+        after = f"After {count(updates, 'update')} "
+        sentences.append(_ranked(runs, distances, after + "{} is farther from its start than {}: at {}"))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _ranked(runs: Sequence[Run], values: list[float], words: str, sign: int = 1) -> str:
+    """The first of the runs by falling value against the others; '' unless two values are known and differ."""
+    known = [(value, plain(run.name, 40)) for value, run in zip(values, runs, strict=True) if not math.isnan(value)]
+    known.sort(key=lambda pair: -pair[0])
+    shown = [number(sign * value) for value, _ in known]
+    if len(set(shown)) < 2:
+        return ""
+    others = " and ".join(name for _, name in known[1:])
+    return f"{words.format(known[0][1], others, shown[0])}, against {', '.join(shown[1:])}."
