@@ -170,12 +170,16 @@ def _compiled() -> tuple[Any, Any, Any]:
     jit = numba.njit(fastmath={"reassoc", "contract", "nsz"})
 
     @jit
+    def block_differs(values, other):
+        difference = values.dtype.type(0)
+        for i in range(values.size):
+            difference |= values[i] ^ other[i]
+        return difference != 0
+
+    @jit
     def differs(values, other):
         for begin in range(0, values.size, BLOCK):
-            unequal = 0
-            for i in range(begin, min(begin + BLOCK, values.size)):
-                unequal += values[i] != other[i]
-            if unequal:
+            if block_differs(values[begin : begin + BLOCK], other[begin : begin + BLOCK]):
                 return True
         return False
 
