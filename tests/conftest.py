@@ -12,7 +12,12 @@ class SmallDisk:
         self.path = path
 
     def read_only(self, yes=True):
-        subprocess.run(["mount", "-o", f"remount,{'ro' if yes else 'rw'}", self.path], check=True)
+        """Cover the file system with a read-only view of itself, or take that off; what is open stays writable."""
+        if yes:
+            subprocess.run(["mount", "--bind", self.path, self.path], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", self.path], check=True)
+        else:
+            subprocess.run(["umount", self.path], check=True)
 
     def fill(self):
         """Leave no page free."""
@@ -40,4 +45,5 @@ def small_disk(tmp_path_factory):
     if mounted.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     yield SmallDisk(path)
-    subprocess.run(["umount", "--lazy", path], check=True)
+    while path.is_mount():
+        subprocess.run(["umount", "--lazy", path], check=True)

@@ -1,7 +1,7 @@
 """Kill a process at every point of what it does, one point at a time.
 
-``python killing.py FOLDER`` publishes checkpoints in a fork of itself that dies by SIGKILL at its n-th call of a system
-function, for n = 0, 1, … until a fork lives to the end, and prints what each death left behind.
+``python killing.py checkpoint|create|commit FOLDER`` lets forks of itself do that thing, of which the n-th dies by
+SIGKILL at its n-th call of a function that writes, until a fork lives to the end; it prints what each death left.
 """
 
 import builtins
@@ -12,6 +12,10 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+
+import sqlite_calls
+import storing
+from sgdwalk.store import RunWriter, holds_run, read_run_folder
 
 FUNCTIONS = ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
 
@@ -45,7 +49,10 @@ def die():
 
 
 def die_at(number):
-    """From now on this process dies at its ``number``-th point: before or after a call, or half way through a write."""
+    """From now on this process dies at its ``number``-th point: before or after a call, or half way through a write.
+
+    Returns what tells SQLite's calls whether to die, which count as well.
+    """
     points = itertools.count()
 
     def point():
@@ -71,6 +78,7 @@ def die_at(number):
         return DyingFile(opened, point) if "w" in mode else opened
 
     builtins.open = dying_open
+    return point
 
 
 def fork(action):
@@ -86,6 +94,15 @@ def fork(action):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def each_point(action):
+    """How each fork ended that ran ``action(number)`` until its ``number``-th point."""
+    for number in itertools.count():
+        ended = fork(lambda number=number: action(number))
+        yield number, ended
+        if ended == 0:
+            return
+
+
 def state(step):
     """The training state before update ``step``."""
     import torch
@@ -93,24 +110,23 @@ def state(step):
     return {"weights": torch.arange(1000.0) + step, "step": step}
 
 
-def main(folder):
+def checkpoint(folder):
+    """Publish checkpoint 3 where 1 and 2 are."""
     import torch
 
     from sgdwalk import Checkpoints
 
     torch.set_num_threads(1)
-    folder = Path(folder)
     for step in (1, 2):
         Checkpoints(folder / "start").save(step, state(step))
-    for number in itertools.count():
-        left = folder / f"killed-{number}"
-        shutil.copytree(folder / "start", left)
 
-        def publish(number=number, left=left):
-            die_at(number)
-            Checkpoints(left).save(3, state(3))
+    def publish(number):
+        shutil.copytree(folder / "start", folder / f"{number}")
+        die_at(number)
+        Checkpoints(folder / f"{number}").save(3, state(3))
 
-        ended = fork(publish)
+    for number, ended in each_point(publish):
+        left = folder / f"{number}"
         step, loaded = Checkpoints(left).load_newest()
         intact = loaded["step"] == step and torch.equal(loaded["weights"], state(step)["weights"])
         # Going on as a resumed run does: the same checkpoint again, then the next.
@@ -118,11 +134,50 @@ def main(folder):
             Checkpoints(left).save(later, state(later))
         step_at_end, loaded = Checkpoints(left).load_newest()
         intact &= torch.equal(loaded["weights"], state(step_at_end)["weights"])
-        names = sorted(os.listdir(left))
-        print(json.dumps({"ended": ended, "step": step, "intact": intact, "step_at_end": step_at_end, "names": names}))
-        if ended == 0:
-            return
+        yield {"ended": ended, "step": step, "intact": intact, "step_at_end": step_at_end, "names": os.listdir(left)}
+
+
+def create(folder):
+    """Make a run folder."""
+
+    def make(number):
+        with sqlite_calls.dying(die_at(number), die):
+            RunWriter.create(folder / f"{number}", storing.INFO).close()
+
+    for number, ended in each_point(make):
+        left = folder / f"{number}"
+        is_run = holds_run(left)
+        writer = RunWriter.resume(left) if is_run else RunWriter.create(left, storing.INFO)
+        storing.write_steps(writer, range(12))
+        writer.close()
+        same = storing.exact(*read_run_folder(left)[1:]) == storing.expected(12)
+        yield {"ended": ended, "is_run": is_run, "same_at_end": same, "names": os.listdir(left)}
+
+
+def commit(folder):
+    """Commit 24 steps where 12 are: several pages of the database."""
+    storing.filled(folder / "start", 12)
+    wanted = {count: storing.expected(count) for count in (12, 36, 40)}
+
+    def write(number):
+        shutil.copytree(folder / "start", folder / f"{number}")
+        writer = RunWriter.resume(folder / f"{number}")
+        storing.write_steps(writer, range(12, 36))
+        with sqlite_calls.dying(die_at(number), die):
+            writer.commit()
+
+    for number, ended in each_point(write):
+        left = folder / f"{number}"
+        journal = (left / "steps.sqlite-journal").exists()
+        count = len(read_run_folder(left)[1])
+        intact = storing.exact(*read_run_folder(left)[1:]) == wanted.get(count)
+        writer = RunWriter.resume(left)
+        storing.write_steps(writer, range(count, 40))
+        writer.close()
+        same = storing.exact(*read_run_folder(left)[1:]) == wanted[40]
+        yield {"ended": ended, "journal": journal, "count": count, "intact": intact, "same_at_end": same}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for death in {"checkpoint": checkpoint, "create": create, "commit": commit}[sys.argv[1]](Path(sys.argv[2])):
+        print(json.dumps(death))

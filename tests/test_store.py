@@ -267,7 +267,7 @@ def test_a_database_of_another_schema_version_is_refused(tmp_path):
     database.execute("UPDATE meta SET value = 2")
     database.commit()
     database.close()
-    with pytest.raises(RunFolderError, match="schema"):
+    with pytest.raises(RunFolderError, match=f"its tables are not those of schema version {SCHEMA_VERSION}"):
         read_run_folder(folder)
 
 

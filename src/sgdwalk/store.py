@@ -31,6 +31,9 @@ _TRAINING_WAIT_SECONDS = 0.05
 _PATIENT_WAIT_SECONDS = 30.0
 _COMMIT_INTERVAL_SECONDS = 1.0
 
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""SQLite's message about a damaged schema quotes it, and Python cannot always decode the quotation."""
+
 Records = tuple[dict[str, Any], list[StepRecord], list[EpochNote], list[Event]]
 
 
@@ -81,7 +84,7 @@ class RunWriter:
                     database.execute(statement)
                 database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (SCHEMA_VERSION,))
             write_atomically(folder / INFO_FILE, content.encode())  # last: from now on this is a run
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *DATABASE_ERRORS) as error:
             lock.release()
             raise RunFolderError(_explain(f"cannot write the run folder {folder}", error)) from error
         except BaseException:
@@ -148,7 +151,7 @@ class RunWriter:
         try:
             with _transaction(self._database, _PATIENT_WAIT_SECONDS) as database:
                 delete_after(database, step, num_events)
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise RunFolderError(_explain(f"cannot go back to step {step} in {self._database}", error)) from error
         self._pending = self._pending.before(step, num_events)
         self.last_step = min(self.last_step, step - 1)
@@ -175,7 +178,7 @@ class RunWriter:
         try:
             with _transaction(self._database, wait_seconds) as database:
                 insert(database, self._pending)
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             busy = _primary_code(error) == sqlite3.SQLITE_BUSY and wait_seconds == _TRAINING_WAIT_SECONDS
             self.last_error = None if busy else _explain(f"cannot write {self._database}", error)
             return False
@@ -248,13 +251,16 @@ def _read_rows(path: Path) -> Rows:
             sqlite3.connect(address, uri=True, timeout=_PATIENT_WAIT_SECONDS, isolation_level=None)
         ) as database:
             database.execute("BEGIN")
+            schema = tuple(sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"))
             versions = database.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall()
             rows = select(database)
             problems = database.execute("PRAGMA quick_check(1)").fetchall()
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         raise RunFolderError(_explain(f"cannot read {path}", error)) from error
-    if versions != [(SCHEMA_VERSION,)] or problems != [("ok",)]:
-        raise RunFolderError(f"{path} is damaged ({problems[0][0]}, schema {versions}): {_DAMAGED}")
+    if schema != SCHEMA or versions != [(SCHEMA_VERSION,)]:
+        problems = [(f"its tables are not those of schema version {SCHEMA_VERSION}",)]
+    if problems != [("ok",)]:
+        raise RunFolderError(f"{path} is damaged ({problems[0][0]}). {_DAMAGED}")
     return rows
 
 
@@ -321,11 +327,11 @@ _ADVICE = {
 }
 
 
-def _primary_code(error: sqlite3.Error) -> int:
+def _primary_code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _explain(what: str, error: OSError | sqlite3.Error) -> str:
+def _explain(what: str, error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{what}: {error.strerror}."
     return f"{what}: {error}; {_ADVICE.get(_primary_code(error), _DAMAGED)}"
