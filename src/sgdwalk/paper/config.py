@@ -1,0 +1,200 @@
+"""What one training is: settings that a person can read and a program can hash, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import sgdwalk
+
+NUM_TRAIN = {"digits": 1_500, "mnist": 45_000}
+"""Training examples of each data set: of scikit-learn's 1,797 digits the first 1,500, of MNIST's 60,000 images the
+first 45,000 (the authors' code); the rest validates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The settings that decide a training's numbers: two runs are the same training if and only if these are equal.
+
+    Raises ``sgdwalk.InputError`` where a setting cannot be meant.
+
+    >>> experiment = Experiment(algorithm="sgd", batch_size=100, epochs=2)
+    >>> experiment.steps_per_epoch, experiment.num_updates
+    (15, 30)
+    """
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """``digits``: scikit-learn's bundled 8×8 digits. ``mnist``: the paper's."""
+    num_train: int | None = None
+    """Train on this many of the data set's training examples, the first ones; all of them where not given."""
+    hidden: tuple[int, ...] = (500, 350)
+    """Width of each hidden layer; the paper's MLP has 500 and 350."""
+    dropout: float = 0.0
+    """Probability with which a hidden unit is dropped in training; the paper uses none."""
+    algorithm: Literal["gd", "sgd"] = "sgd"
+    """``gd``: full-batch gradient descent, one update a pass over the data. ``sgd``: one update a mini-batch."""
+    gd_gradient: Literal["mean", "sum"] = "mean"
+    """``mean``: gd follows the mean gradient. ``sum``: nine times that, as the authors' public code does, which adds up
+    the mean gradients of nine mini-batches."""
+    learning_rate: float = 0.1
+    """Fixed learning rate η; the paper's is 0.1."""
+    momentum: float = 0.0
+    """Heavy-ball momentum; the paper uses none."""
+    weight_decay: float = 0.0
+    """L2 coefficient λ, which adds λθ to the gradient that updates the parameters; the authors' code has 1e-4."""
+    batch_size: int = 100
+    """Examples in a mini-batch. The full loss is evaluated in batches of this size too, so that BatchNorm sees there
+    what it sees in training."""
+    epochs: int = 10
+    """Passes over the training examples."""
+    steps: int | None = None
+    """Stop after this many updates, if the epochs have not ended before."""
+    seed: int = 0
+    """Decides initial weights, order of the examples and dropout."""
+    watch: bool = True
+    """Measure segments; False leaves the cheap columns (cosine, distance, norms)."""
+    watch_every: int = 1
+    """Measure the segment of every k-th update."""
+    watch_first: int | None = None
+    """Of each watched epoch, measure only the first updates, this many (gd: of the whole run)."""
+    watch_epochs: tuple[int, ...] = ()
+    """Measure only in these epochs, counted from 1 (sgd only: an epoch of gd is one update)."""
+    num_points: int = 10
+    """Intervals of a segment: the full loss is had at α = 0, 1/num_points, …, 1. The paper's is 10."""
+
+    def __post_init__(self) -> None:
+        _check_choice("dataset", self.dataset, NUM_TRAIN)
+        _check_choice("algorithm", self.algorithm, ("gd", "sgd"))
+        _check_choice("gd_gradient", self.gd_gradient, ("mean", "sum"))
+        _check_count("num_train", self.num_train, 2, NUM_TRAIN[self.dataset])
+        _check_count("batch_size", self.batch_size, 2, self.num_examples)
+        _check_count("epochs", self.epochs, 1)
+        _check_count("steps", self.steps, 1)
+        _check_count("seed", self.seed, 0)
+        _check_count("watch_every", self.watch_every, 1)
+        _check_count("watch_first", self.watch_first, 1)
+        _check_count("num_points", self.num_points, 2)
+        for width in self.hidden:
+            _check_count("hidden: a width", width, 1)
+        for epoch in self.watch_epochs:
+            _check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
+        _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
+        _check_number("weight_decay", self.weight_decay, 0.0, math.inf)
+        _check_number("momentum", self.momentum, 0.0, 1.0)
+        _check_number("dropout", self.dropout, 0.0, 1.0)
+        if self.algorithm == "gd" and self.watch_epochs:
+            raise sgdwalk.InputError(
+                f"watch_epochs={self.watch_epochs} with algorithm=gd, where an epoch is one update: "
+                "use watch_first or watch_every."
+            )
+        if self.watch and not any(self.watched(step) for step in range(self.num_updates)):
+            raise sgdwalk.InputError(
+                f"none of the {self.num_updates} updates is watched under {self.when()}: widen watch_every, "
+                "watch_first or watch_epochs, or train longer."
+            )
+
+    @property
+    def num_examples(self) -> int:
+        """N, the number of training examples, over which the full loss is a mean."""
+        return NUM_TRAIN[self.dataset] if self.num_train is None else self.num_train
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in a pass over the data; the N mod batch_size examples left over sit that epoch out."""
+        return 1 if self.algorithm == "gd" else self.num_examples // self.batch_size
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in the whole training."""
+        planned = self.epochs * self.steps_per_epoch
+        return planned if self.steps is None else min(planned, self.steps)
+
+    def when(self) -> sgdwalk.When:
+        """The steps whose segments are measured, whatever ``watch`` says."""
+        chosen = sgdwalk.every(self.watch_every)
+        if self.algorithm == "gd":
+            return chosen if self.watch_first is None else chosen & sgdwalk.first_steps(self.watch_first)
+        epochs = self.watch_epochs or tuple(range(1, self.epochs + 1))
+        if self.watch_first is not None:
+            chosen &= sgdwalk.first_steps(self.watch_first, epochs=epochs)
+        elif self.watch_epochs:
+            chosen &= sgdwalk.in_epochs(*epochs)
+        return chosen.bind(self.steps_per_epoch)
+
+    def watched(self, step: int) -> bool:
+        """Whether the segment of this update is measured."""
+        return self.watch and self.when()(step)
+
+    def passes(self, step: int) -> float:
+        """What an update costs, in forward passes over the training examples: backward counts twice forward."""
+        share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
+        return 3 * share + (self.num_points if self.watched(step) else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in JSON's types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Experiment:
+        """The experiment whose ``to_dict`` this is."""
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        return cls(**plain)
+
+    @property
+    def settings_hash(self) -> str:
+        """Ten hexadecimal digits that tell these settings from all others: figures share trainings by it."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:10]
+
+    def differences(self, settings: Mapping[str, Any]) -> list[str]:
+        """Where stored settings differ from these, one line a setting: what is stored, what was asked."""
+        asked = self.to_dict()
+        return [
+            f"{name}: {settings.get(name)!r} in the run, {asked.get(name)!r} now"
+            for name in sorted({*asked, *settings})
+            if settings.get(name) != asked.get(name)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training is carried out: what changes its speed and safety and is not meant to change its numbers."""
+
+    num_threads: int = 1
+    """torch's threads. One by default: then results do not depend on how many cores there are."""
+    device: str = "cpu"
+    """Where to train: ``cpu``, ``cuda``, ``cuda:1``, …"""
+    checkpoint_every: int | None = None
+    """Updates between two checkpoints; by default one whenever 20 seconds have passed since the last."""
+
+    def __post_init__(self) -> None:
+        _check_count("num_threads", self.num_threads, 1)
+        _check_count("checkpoint_every", self.checkpoint_every, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in JSON's types."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _check_count(name: str, value: int | None, least: int, most: int | None = None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        wanted = f"an integer of at least {least:,}" + ("" if most is None else f" and at most {most:,}")
+        raise sgdwalk.InputError(f"{name} must be {wanted}; got {value!r}.")
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        wanted = f"at least {low:g} and finite" if high == math.inf else f"at least {low:g} and below {high:g}"
+        raise sgdwalk.InputError(f"{name} must be {wanted}; got {value!r}.")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise sgdwalk.InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")

@@ -1,0 +1,234 @@
+"""One training of the paper's MLP, watched: a plain loop that can stop between any two updates and go on bitwise."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import sgdwalk
+from sgdwalk.paper import record
+from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.data import Split
+from sgdwalk.paper.models import MLP
+
+AUTHORS_GD_BATCHES = 9
+"""The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+NUM_CLASSES = 10
+
+
+def train(
+    experiment: Experiment,
+    data: tuple[Split, Split],
+    folder: Path,
+    *,
+    name: str | None = None,
+    execution: Execution | None = None,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int, int, float], None] = lambda num_done, num_updates, fraction: None,
+) -> bool:
+    """Train, watch the walk into a run folder, and say whether the training came to its end.
+
+    Args:
+        experiment: the settings that decide the numbers.
+        data: training and validation examples, from ``sgdwalk.paper.data.load``.
+        folder: the run folder; it must not exist unless ``resume``.
+        name: what the run is called; the folder's name where not given.
+        execution: threads, device, checkpoints.
+        resume: go on from the newest checkpoint in ``folder``; the numbers are bitwise those of a run never stopped.
+        stop: asked between two updates; once True, the state is saved and the training left.
+        progress: called with updates done, updates planned and the fraction of the work done.
+
+    Returns:
+        True at the end of the training, False when ``stop`` ended it.
+    """
+    execution = Execution() if execution is None else execution
+    gd = experiment.algorithm == "gd"
+    torch.set_num_threads(execution.num_threads)
+    training, validation = (split.to(execution.device) for split in data)
+    loader = Minibatches(experiment)
+
+    torch.manual_seed(seed_for(experiment.seed, "initial weights"))
+    widths = (training.inputs.shape[1], *experiment.hidden, NUM_CLASSES)
+    model = MLP(widths, dropout=experiment.dropout).to(execution.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=experiment.learning_rate,
+        momentum=experiment.momentum,
+        weight_decay=experiment.weight_decay,
+    )
+    torch.manual_seed(seed_for(experiment.seed, "training"))
+
+    with sgdwalk.watch(
+        model,
+        optimizer,
+        cross_entropy,
+        (training.inputs, training.targets),
+        run=folder,
+        name=folder.name if name is None else name,
+        when=experiment.when() if experiment.watch else None,
+        num_points=experiment.num_points,
+        batch_size=experiment.batch_size,
+        steps_per_epoch=None if gd else experiment.steps_per_epoch,
+        resume=resume,
+        config=record.describe(experiment),
+    ) as walk:
+        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, execution)
+        start = checkpoints.restore(walk) if resume else 0
+        work = WorkDone(experiment, start)
+        for step in range(start, experiment.num_updates):
+            stopped = stop()
+            if stopped or checkpoints.due(step):
+                checkpoints.save(step, walk)
+            if stopped:
+                return False
+            epoch, position = divmod(step, experiment.steps_per_epoch)
+
+            optimizer.zero_grad()
+            if gd:
+                batch_loss = accumulate_gradient(model, walk, experiment)
+                walk.note(epoch=epoch + 1)
+            else:
+                rows = loader.rows(epoch, position).to(execution.device)
+                loss = cross_entropy(model(training.inputs[rows]), training.targets[rows])
+                loss.backward()
+                batch_loss = loss.item()
+            walk.note(batch_loss=batch_loss)
+            optimizer.step()
+
+            if position == experiment.steps_per_epoch - 1 or step == experiment.num_updates - 1:
+                loss, accuracy = validate(model, validation)
+                walk.note(validation_loss=loss, validation_accuracy=accuracy)
+            progress(step + 1, experiment.num_updates, work.after(step))
+        checkpoints.save(experiment.num_updates, walk)
+    return True
+
+
+def accumulate_gradient(model: nn.Module, walk: sgdwalk.Walk, experiment: Experiment) -> float:
+    """Leave the full gradient in ``.grad``, batch by batch; returns the mean loss over the training examples."""
+    factor = AUTHORS_GD_BATCHES if experiment.gd_gradient == "sum" else 1
+    total = 0.0
+    for inputs, targets in walk.batches():
+        loss_sum = cross_entropy(model(inputs), targets, reduction="sum")
+        (loss_sum * (factor / experiment.num_examples)).backward()
+        total += loss_sum.item()
+    return total / experiment.num_examples
+
+
+@torch.no_grad()
+def validate(model: nn.Module, validation: Split) -> tuple[float, float]:
+    """Mean loss (nats per example) and accuracy on the validation examples, with BatchNorm's running statistics."""
+    model.eval()
+    outputs = model(validation.inputs)
+    model.train()
+    loss = cross_entropy(outputs, validation.targets).item()
+    return loss, (outputs.argmax(dim=1) == validation.targets).double().mean().item()
+
+
+class Minibatches:
+    """The mini-batches of an epoch: a permutation that is a pure function of seed and epoch."""
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def rows(self, epoch: int, position: int) -> Tensor:
+        """Indices of the examples of one mini-batch, both arguments counted from 0."""  # (batch_size,)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_for(self._experiment.seed, "order", epoch))
+            self._order = torch.randperm(self._experiment.num_examples, generator=generator)
+            self._epoch = epoch
+        size = self._experiment.batch_size
+        return self._order[position * size : (position + 1) * size]
+
+
+class Checkpointing:
+    """Saves the state before an update, with every random stream, and puts it back."""
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, execution: Execution):
+        self._checkpoints = sgdwalk.Checkpoints(folder)
+        self._model = model
+        self._optimizer = optimizer
+        self._every = execution.checkpoint_every
+        self._saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        if self._every is not None:
+            return step % self._every == 0
+        return time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS
+
+    def save(self, step: int, walk: sgdwalk.Walk) -> None:
+        state = {
+            "model": dict(self._model.state_dict()),
+            "optimizer": self._optimizer.state_dict(),
+            "walk": walk.state_dict(),
+            "random": random_state(),
+        }
+        self._checkpoints.save(step, state)
+        self._saved_at = time.monotonic()
+
+    def restore(self, walk: sgdwalk.Walk) -> int:
+        """Put the newest state back and return the step it stands before; the start where none was saved yet."""
+        newest = self._checkpoints.load_newest()
+        if newest is None:
+            walk.load_state_dict(walk.state_dict())  # a walk that has not begun: rows after the start are taken back
+            return 0
+        step, state = newest
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        walk.load_state_dict(state["walk"])
+        set_random_state(state["random"])
+        return step
+
+
+def random_state() -> dict[str, Any]:
+    """Every global random stream as it stands."""
+    state = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - the legacy stream is the global one, which others may draw from
+        "torch": torch.get_rng_state(),
+    }
+    return state | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_initialized() else {})
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every global random stream back to where ``random_state`` found it."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class WorkDone:
+    """The fraction of a training's work that is done, where a watched update costs more than another."""
+
+    def __init__(self, experiment: Experiment, start: int):
+        self._experiment = experiment
+        self._done = sum(experiment.passes(step) for step in range(start))
+        self._total = self._done + sum(experiment.passes(step) for step in range(start, experiment.num_updates))
+
+    def after(self, step: int) -> float:
+        """The fraction once this update is done; updates come in order."""
+        self._done += self._experiment.passes(step)
+        return self._done / self._total
+
+
+def seed_for(seed: int, purpose: str, index: int = 0) -> int:
+    """A seed for one purpose: a pure function of its arguments, so that resuming needs no state.
+
+    >>> seed_for(0, "order", 3) == seed_for(0, "order", 3) != seed_for(0, "order", 4)
+    True
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()[:8]) >> 1

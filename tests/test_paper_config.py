@@ -1,0 +1,137 @@
+"""Settings of an experiment: what they mean, what is refused, and the hash by which trainings are shared."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+import sgdwalk
+from sgdwalk.paper.config import Execution, Experiment
+
+
+def watched(experiment):
+    return [step for step in range(experiment.num_updates) if experiment.watched(step)]
+
+
+def test_an_epoch_of_sgd_is_the_mini_batches_that_fit():
+    experiment = Experiment(num_train=1000, batch_size=300, epochs=4)
+    assert experiment.steps_per_epoch == 3
+    assert experiment.num_updates == 12
+
+
+def test_an_epoch_of_gd_is_one_update():
+    experiment = Experiment(algorithm="gd", epochs=40)
+    assert (experiment.steps_per_epoch, experiment.num_updates) == (1, 40)
+
+
+def test_steps_cut_the_training_short_and_never_lengthen_it():
+    assert Experiment(epochs=2, steps=7).num_updates == 7
+    assert Experiment(epochs=2, steps=1000).num_updates == 30
+
+
+def test_the_papers_epoch_has_450_updates():
+    assert Experiment(dataset="mnist", batch_size=100).steps_per_epoch == 450
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, list(range(45))),
+        ({"watch": False}, []),
+        ({"watch_every": 20}, [0, 20, 40]),
+        ({"watch_first": 2}, [0, 1, 15, 16, 30, 31]),
+        ({"watch_first": 2, "watch_epochs": (1, 3)}, [0, 1, 30, 31]),
+        ({"watch_epochs": (2,)}, list(range(15, 30))),
+        ({"watch_epochs": (2,), "watch_every": 10}, [20]),
+    ],
+    ids=str,
+)
+def test_watched_updates_of_sgd(changes, steps):
+    assert watched(Experiment(epochs=3, **changes)) == steps
+
+
+def test_watched_updates_of_gd_are_counted_over_the_whole_run():
+    assert watched(Experiment(algorithm="gd", epochs=10, watch_first=3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "imagenet"}, "dataset must be one of digits, mnist; got 'imagenet'"),
+        ({"algorithm": "adam"}, "algorithm must be one of gd, sgd; got 'adam'"),
+        ({"gd_gradient": "median"}, "gd_gradient must be one of mean, sum"),
+        ({"num_train": 1501}, "num_train must be an integer of at least 2 and at most 1,500; got 1501"),
+        ({"batch_size": 1}, "batch_size must be an integer of at least 2"),
+        ({"batch_size": 1501}, "at most 1,500; got 1501"),
+        ({"num_train": 50}, "batch_size must be an integer of at least 2 and at most 50; got 100"),
+        ({"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
+        ({"steps": 0}, "steps must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"hidden": (10, 0)}, "hidden: a width must be an integer of at least 1; got 0"),
+        ({"num_points": 1}, "num_points must be an integer of at least 2; got 1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0 and finite; got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be at least 0 and finite; got inf"),
+        ({"weight_decay": -1e-4}, "weight_decay must be at least 0"),
+        ({"momentum": 1.0}, "momentum must be at least 0 and below 1; got 1.0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"watch_every": 0}, "watch_every must be"),
+        ({"watch_epochs": (11,)}, "watch_epochs: an epoch must be an integer of at least 1 and at most 10; got 11"),
+        ({"algorithm": "gd", "watch_epochs": (1,)}, "use watch_first or watch_every"),
+        ({"watch_epochs": (3,), "steps": 20}, "none of the 20 updates is watched"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_refused(changes, message):
+    with pytest.raises(sgdwalk.InputError) as caught:
+        Experiment(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"num_threads": 0}, {"checkpoint_every": 0}], ids=str)
+def test_executions_that_cannot_be_meant_are_refused(changes):
+    with pytest.raises(sgdwalk.InputError, match="at least 1; got 0"):
+        Execution(**changes)
+
+
+def test_settings_survive_json():
+    experiment = Experiment(hidden=(5, 3), watch_epochs=(1, 2), num_train=400)
+    assert Experiment.from_dict(experiment.to_dict()) == experiment
+
+
+OTHERS = {
+    "dataset": "mnist",
+    "num_train": 1400,
+    "hidden": (500,),
+    "dropout": 0.1,
+    "algorithm": "gd",
+    "gd_gradient": "sum",
+    "learning_rate": 0.2,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "batch_size": 50,
+    "epochs": 11,
+    "steps": 20,
+    "seed": 1,
+    "watch": False,
+    "watch_every": 2,
+    "watch_first": 3,
+    "watch_epochs": (1,),
+    "num_points": 20,
+}
+
+
+def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
+    experiment = Experiment()
+    assert set(OTHERS) == {field.name for field in fields(Experiment)}
+    hashes = {experiment.settings_hash}
+    for name, value in OTHERS.items():
+        other = replace(experiment, **{name: value})
+        hashes.add(other.settings_hash)
+        (difference,) = other.differences(experiment.to_dict())
+        assert difference.startswith(f"{name}: ")
+    assert len(hashes) == len(OTHERS) + 1
+
+
+def test_the_hash_is_the_same_in_every_process_and_version():
+    # Finished trainings on disk are found by it: a change of this value orphans them, and must be meant.
+    assert Experiment().settings_hash == "fa3cf87fca"
+    assert Experiment().differences(Experiment().to_dict()) == []
