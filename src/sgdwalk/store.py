@@ -31,8 +31,8 @@ _TRAINING_WAIT_SECONDS = 0.05
 _PATIENT_WAIT_SECONDS = 30.0
 _COMMIT_INTERVAL_SECONDS = 1.0
 
-DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
-"""SQLite's message about a damaged schema quotes it, and Python cannot always decode the quotation."""
+_DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+# The second: SQLite's message about a damaged schema quotes it, and Python cannot always decode the quotation.
 
 Records = tuple[dict[str, Any], list[StepRecord], list[EpochNote], list[Event]]
 
@@ -84,7 +84,7 @@ class RunWriter:
                     database.execute(statement)
                 database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (SCHEMA_VERSION,))
             write_atomically(folder / INFO_FILE, content.encode())  # last: from now on this is a run
-        except (OSError, *DATABASE_ERRORS) as error:
+        except (OSError, *_DATABASE_ERRORS) as error:
             lock.release()
             raise RunFolderError(_explain(f"cannot write the run folder {folder}", error)) from error
         except BaseException:
@@ -151,7 +151,7 @@ class RunWriter:
         try:
             with _transaction(self._database, _PATIENT_WAIT_SECONDS) as database:
                 delete_after(database, step, num_events)
-        except DATABASE_ERRORS as error:
+        except _DATABASE_ERRORS as error:
             raise RunFolderError(_explain(f"cannot go back to step {step} in {self._database}", error)) from error
         self._pending = self._pending.before(step, num_events)
         self.last_step = min(self.last_step, step - 1)
@@ -178,7 +178,7 @@ class RunWriter:
         try:
             with _transaction(self._database, wait_seconds) as database:
                 insert(database, self._pending)
-        except DATABASE_ERRORS as error:
+        except _DATABASE_ERRORS as error:
             busy = _primary_code(error) == sqlite3.SQLITE_BUSY and wait_seconds == _TRAINING_WAIT_SECONDS
             self.last_error = None if busy else _explain(f"cannot write {self._database}", error)
             return False
@@ -255,7 +255,7 @@ def _read_rows(path: Path) -> Rows:
             versions = database.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchall()
             rows = select(database)
             problems = database.execute("PRAGMA quick_check(1)").fetchall()
-    except DATABASE_ERRORS as error:
+    except _DATABASE_ERRORS as error:
         raise RunFolderError(_explain(f"cannot read {path}", error)) from error
     if schema != SCHEMA or versions != [(SCHEMA_VERSION,)]:
         problems = [(f"its tables are not those of schema version {SCHEMA_VERSION}",)]
