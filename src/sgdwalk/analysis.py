@@ -71,8 +71,8 @@ def derived(run: Run) -> pd.DataFrame:
 
     Source: the path length and its directness quantify the paper's "traverses larger distance" (section 3.1).
 
-    >>> derived(run).directness.between(0, 1 + 1e-12).all()
-    np.True_
+    >>> round(float(derived(run).directness[0]), 12)
+    1.0
     """
     steps = run.steps
     without_gap = steps.index.to_numpy() == np.arange(len(steps))
@@ -147,8 +147,8 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     ``mean_cosine``, ``distance`` (‖θ - θ_0‖ after the last update), ``directness``, and how many watched heights,
     barriers and α* and how many cosines were undefined and are left out of the numbers before.
 
-    >>> compare([run]).num_updates.item() == len(run.steps)
-    True
+    >>> compare([run]).num_updates.tolist()
+    [60]
     """
     rows = [totals(run) for run in runs]
     frame = _as_counts(pd.DataFrame(rows, columns=_TOTALS))
@@ -307,7 +307,9 @@ def export_csv(run: Run, folder: str | Path) -> list[Path]:
         safe = table.rename(columns=_inert_cell)
         for column in safe.columns[~safe.dtypes.map(pd.api.types.is_numeric_dtype).to_numpy(bool)]:
             safe[column] = safe[column].map(_inert_cell)
-        safe.to_csv(path, index=safe.index.name is not None, mode="x", encoding="utf-8", errors="backslashreplace")
+        # RFC 4180's line ends: with them a carriage return inside a cell is quoted.
+        index = safe.index.name is not None
+        safe.to_csv(path, index=index, mode="x", errors="backslashreplace", lineterminator="\r\n")
     return paths
 
 

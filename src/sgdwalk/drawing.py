@@ -273,18 +273,23 @@ def lonely(y: NDArray[np.float64]) -> NDArray[np.bool_]:
     return defined & ~beside[:-2] & ~beside[2:]
 
 
-def thinned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = MOST_POINTS) -> Points:
+def thinned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = MOST_POINTS, *, bridge: bool = False) -> Points:
     """At most ``most`` of the defined points: the lowest and the highest of each of ``most // 2`` equal stretches of x.
 
-    No peak is lost, and gaps stay gaps.
+    No peak is lost, and gaps stay gaps; with ``bridge`` only those that a stretch without any point lies in, which are
+    the ones that can be seen.
     """
     defined = np.isfinite(y) & np.isfinite(x)
     if defined.sum() <= most:
         return x, y
-    span = x[defined].max() - x[defined].min()
-    stretch = np.minimum((x[defined] - x[defined].min()) / span * (most // 2), most // 2 - 1).astype(int)
+    first, last = x[defined].min(), x[defined].max()
+    stretch = np.minimum((x[defined] - first) / (last - first) * (most // 2), most // 2 - 1).astype(int)
     groups = pd.Series(y[defined], index=np.flatnonzero(defined)).groupby(stretch)
     kept = ~defined
+    if bridge:
+        kept[:] = False
+        before = np.flatnonzero(defined)[:-1][np.diff(stretch) > 1]
+        kept[before + 1] = ~defined[before + 1]
     kept[groups.idxmin()] = kept[groups.idxmax()] = True
     return x[kept], y[kept]
 

@@ -181,15 +181,15 @@ def _draw_losses(ax: Axes, watched: pd.DataFrame, rows: pd.DataFrame, colour: st
     """Losses along segments, floor and iterates; returns what the caption must say."""
     # Points of a segment are at most half a step apart, and where one segment ends the next one begins.
     x, loss = drawing.with_gaps(rows["step"] + rows["alpha"], rows["loss"], largest=0.75)
-    ax.plot(*drawing.thinned(x, loss, MOST_LOSSES), color=COLOURS["ink"], linewidth=1.1, zorder=3)
+    ax.plot(*drawing.thinned(x, loss, MOST_LOSSES, bridge=True), color=COLOURS["ink"], linewidth=1.1, zorder=3)
     steps = watched.index.to_numpy()
     floor = drawing.with_gaps(steps, watched["floor"])[1]
     where = drawing.with_gaps(steps, steps + watched["floor_alpha"])[1]
     dashes = {"linestyle": drawing.FLOOR_DASHES, "linewidth": 1.6}
-    ax.plot(*drawing.thinned(where, floor), color=COLOURS["floor"], zorder=4, **dashes)
+    ax.plot(*drawing.thinned(where, floor, bridge=True), color=COLOURS["floor"], zorder=4, **dashes)
     # Where every watched step stands alone no line can join the floors.
-    lonely = drawing.lonely(floor)
-    ax.plot(where[lonely], floor[lonely], "_", color=COLOURS["floor"], markersize=7, markeredgewidth=1.6, zorder=4)
+    where, floor = drawing.thinned(where[drawing.lonely(floor)], floor[drawing.lonely(floor)])
+    ax.plot(where, floor, "_", color=COLOURS["floor"], markersize=7, markeredgewidth=1.6, zorder=4)
     iterates = _with_ends(watched, "loss", "next_loss").dropna()
     notes = []
     if len(iterates) <= 2 * drawing.MOST_MARKED:
