@@ -20,6 +20,9 @@ MNIST_REVISION = "77f3279092a1c1579b2250db8eafed0ad422088c"
 MNIST_VALIDATION = slice(50_000, 60_000)
 """The authors' validation images; 45,000 to 49,999 are used for nothing."""
 
+MNIST_FIRST_LABELS = (5, 0, 4, 1, 9, 2, 1, 3, 1, 4)
+"""How the original training set begins; copies in another order exist."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -48,6 +51,16 @@ def load(experiment: Experiment, data_dir: Path | None = None) -> tuple[Split, S
     if experiment.dataset == "digits":
         return _digits(experiment.num_examples)
     return _mnist(experiment.num_examples, data_dir)
+
+
+def remark(experiment: Experiment, training: Split) -> str:
+    """What a reader of the numbers should know of the data; an empty text where they are the paper's."""
+    if experiment.dataset == "digits":
+        return "scikit-learn's bundled 8×8 digits, not the paper's data."
+    first = tuple(training.targets[: len(MNIST_FIRST_LABELS)].tolist())
+    if first != MNIST_FIRST_LABELS[: len(first)]:
+        return "A copy of MNIST whose images are in another order: the training images are not the authors' 45,000."
+    return ""
 
 
 def _digits(num_train: int) -> tuple[Split, Split]:

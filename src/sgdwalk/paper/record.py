@@ -9,12 +9,13 @@ import sgdwalk
 from sgdwalk.paper.config import Experiment
 
 
-def describe(experiment: Experiment) -> dict[str, Any]:
-    """The settings, their hash, and how many updates the training is meant to have."""
+def describe(experiment: Experiment, data_remark: str) -> dict[str, Any]:
+    """The settings, their hash, how many updates the training is meant to have, and a remark on its data."""
     return {
         "experiment": experiment.to_dict(),
         "settings_hash": experiment.settings_hash,
         "num_updates": experiment.num_updates,
+        "data_remark": data_remark,
     }
 
 

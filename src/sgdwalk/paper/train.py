@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 import sgdwalk
 from sgdwalk.paper import record
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.data import Split
+from sgdwalk.paper.data import Split, remark
 from sgdwalk.paper.models import MLP
 
 AUTHORS_GD_BATCHES = 9
@@ -67,7 +67,7 @@ def train(
         momentum=experiment.momentum,
         weight_decay=experiment.weight_decay,
     )
-    torch.manual_seed(seed_for(experiment.seed, "training"))
+    seed_everything(seed_for(experiment.seed, "training"))
 
     with sgdwalk.watch(
         model,
@@ -81,7 +81,7 @@ def train(
         batch_size=experiment.batch_size,
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
         resume=resume,
-        config=record.describe(experiment),
+        config=record.describe(experiment, remark(experiment, training)),
     ) as walk:
         checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, execution)
         start = checkpoints.restore(walk) if resume else 0
@@ -192,11 +192,18 @@ class Checkpointing:
         return step
 
 
+def seed_everything(seed: int) -> None:
+    """Start every global random stream from one seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy stream is the global one, which others may draw from
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Every global random stream as it stands."""
     state = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 - the legacy stream is the global one, which others may draw from
+        "numpy": np.random.get_state(),  # noqa: NPY002
         "torch": torch.get_rng_state(),
     }
     return state | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_initialized() else {})

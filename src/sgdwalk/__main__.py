@@ -1,0 +1,7 @@
+"""``python -m sgdwalk``."""
+
+import sys
+
+from sgdwalk.cli import main
+
+sys.exit(main())

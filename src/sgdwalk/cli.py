@@ -1,0 +1,295 @@
+"""The command line: parse and call. Results go to stdout, progress and complaints to stderr.
+
+Exit codes: 0 done, 1 an error explained in one line, 2 wrong usage, 130 stopped by Ctrl-C (143 by SIGTERM).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import sgdwalk
+from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.registry import FigureId, Scale
+from sgdwalk.text import plain
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Train an MLP by SGD or by full-batch gradient descent, and watch it walk.
+
+    Along every watched update the full training loss is measured at α = 0, 0.1, …, 1 between the parameters before and
+    after it. All goes into a run folder, OUT/NAME, which `sgdwalk show` and `sgdwalk report` read. Ctrl-C stops between
+    two updates and keeps everything; so does kill -9, but for the last second.
+
+    For example, 40 updates of gradient descent on the bundled digits, then the paper's MLP on 5,000 images of MNIST:
+
+    sgdwalk run --algorithm gd --epochs 40 --name gd
+
+    sgdwalk run --dataset mnist --num-train 5000 --epochs 2 --watch-first 40 --name mnist
+    """
+
+    experiment: tyro.conf.OmitArgPrefixes[Experiment] = field(default_factory=Experiment)
+    """What is trained and what is watched: these settings decide the numbers, and a run keeps them for good."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
+    """How it is carried out."""
+    out: Path = Path("runs")
+    """Folder that holds run folders."""
+    name: str | None = None
+    """Name of the run and of its folder in OUT; DATASET-ALGORITHM where not given."""
+    data_dir: Path | None = None
+    """For mnist: a folder that holds mnist/mnist/train-*.parquet, as the Hugging Face hub has it. Without it the hub's
+    own copy is downloaded, once."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with a run that was stopped or killed, or start it where there is none. The numbers are bitwise those of a
+    run that was never stopped."""
+
+    def __call__(self, command: str) -> int:
+        from sgdwalk.paper import record
+
+        name = f"{self.experiment.dataset}-{self.experiment.algorithm}" if self.name is None else self.name
+        if not name or name in (".", "..") or "/" in name:
+            raise sgdwalk.InputError(
+                f"--name {name!r} is no name for a folder in {self.out}: use no slashes and no dots."
+            )
+        folder = self.out / name
+        going_on = folder.joinpath("run.json").exists()
+        if going_on and not self.resume:
+            raise sgdwalk.RunFolderError(
+                f"{folder} already holds a run: go on with it by adding --resume, or choose another --name."
+            )
+        if going_on:
+            run = sgdwalk.open_run(folder)
+            record.check_same_training(folder, run, self.experiment)
+            if record.is_finished(run):
+                print(f"{plain(folder)} is finished: all its {len(run.steps):,} updates are there. Nothing to do.")
+                return 0
+        return self._train(folder, name, going_on, command)
+
+    def _train(self, folder: Path, name: str, going_on: bool, command: str) -> int:
+        from sgdwalk.paper.data import load
+        from sgdwalk.paper.interrupt import StopOnSignal
+        from sgdwalk.paper.progress import ProgressDisplay
+        from sgdwalk.paper.train import train
+        from sgdwalk.summary import describe
+
+        data = load(self.experiment, self.data_dir)
+        with StopOnSignal() as stop, ProgressDisplay() as display:
+            finished = train(
+                self.experiment,
+                data,
+                folder,
+                name=name,
+                execution=self.execution,
+                resume=going_on,
+                stop=stop,
+                progress=lambda *progress: display.update(plain(name, 40), *progress),
+            )
+        run = sgdwalk.open_run(folder)
+        if not finished:
+            say_how_to_go_on(
+                f"stopped before update {len(run.steps):,} of {self.experiment.num_updates:,}; everything measured is "
+                f"kept in {plain(folder)}",
+                command if self.resume else f"{command} --resume",
+            )
+            return stop.exit_code
+        for sentence in describe(run):
+            print(sentence)
+        print(f"Kept in {plain(folder)}; see it with: sgdwalk show {shlex.quote(str(folder))}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Reproduce a figure of the paper: its picture, its numbers, and the paper's statements beside ours, with verdicts.
+
+    Trainings are kept in OUT/trainings and shared between figures; a command that was stopped does only what is missing
+    when it is given again. Pictures (PNG, SVG, PDF), tables (CSV) and a page (HTML) go to OUT/FIGURE-SCALE.
+
+    For example:
+
+    sgdwalk reproduce fig17 --scale small --data-dir DATA --jobs 2
+    """
+
+    figure: tyro.conf.Positional[FigureId]
+    """What to reproduce; `sgdwalk list` tells what each is."""
+    scale: Scale = "small"
+    """``smoke``: digits, seconds, to see that it runs. ``small``: MNIST cut to minutes. ``paper``: the published
+    setting, hours on a CPU. What was cut stands on the page."""
+    data_dir: Path | None = None
+    """Folder that holds mnist/mnist/train-*.parquet; without it the Hugging Face hub's copy is downloaded, once."""
+    out: Path = Path("runs/paper")
+    """Folder for trainings and pages."""
+    jobs: int = 1
+    """Trainings at a time, each a process of one thread."""
+    device: str = "cpu"
+    """Where to train: ``cpu``, ``cuda``, ``cuda:1``, …"""
+
+    def __call__(self, command: str) -> int:
+        from sgdwalk.paper.interrupt import StopOnSignal
+        from sgdwalk.paper.progress import ProgressDisplay
+        from sgdwalk.paper.run import reproduce
+
+        with StopOnSignal() as stop, ProgressDisplay() as display:
+            page = reproduce(
+                self.figure,
+                self.scale,
+                out=self.out,
+                data_dir=self.data_dir,
+                jobs=self.jobs,
+                execution=Execution(device=self.device),
+                stop=stop,
+                update=display.update,
+            )
+        if page is None:
+            say_how_to_go_on(f"stopped; finished and begun trainings are kept in {plain(self.out)}", command)
+            return stop.exit_code
+        for each in page.judged:
+            reading = f" ({each.reading})" if each.reading else ""
+            print(f"{each.judgement.verdict}: {each.claim.name}{reading}. {each.judgement.finding}")
+        print(f"Page: {plain(page.path.absolute())}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Make one HTML file of one or more runs: figures, tables, settings. It needs no network and no other file.
+
+    For example:
+
+    sgdwalk report runs/digits-gd runs/digits-sgd --out runs/report.html
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, in the order in which they are to appear."""
+    out: Path | None = None
+    """The file to write; report.html in the first run's folder where not given. It is replaced if it exists."""
+
+    def __call__(self, command: str) -> int:
+        from sgdwalk.summary import describe, describe_together
+
+        if not self.runs:
+            raise sgdwalk.InputError(
+                "no run was named: name at least one run folder; `sgdwalk list` shows those there are."
+            )
+        runs = [sgdwalk.open_run(folder) for folder in self.runs]
+        path = self.runs[0] / "report.html" if self.out is None else self.out
+        sgdwalk.write_report(runs, path)
+        print(plain(path.absolute()))
+        if len(runs) == 1:
+            lines = describe(runs[0])
+        else:
+            lines = [f"{plain(run.name, 40)}: {describe(run)[1]}" for run in runs] + describe_together(runs)
+        for line in lines:
+            print(line)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Show a run in the terminal: what it did in words, the height over the valley floor, a table of its steps."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder."""
+    rows: int = 20
+    """Rows of the table: the first half and the last half of so many watched steps."""
+    all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Every step, watched or not."""
+
+    def __call__(self, command: str) -> int:
+        from sgdwalk.terminal import show
+
+        show(sgdwalk.open_run(self.run), rows=None if self.all else self.rows)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List what can be reproduced, and the runs in a folder with their state."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """Where to look for runs, in all its folders."""
+
+    def __call__(self, command: str) -> int:
+        from sgdwalk.terminal import list_all
+
+        list_all(self.folder)
+        return 0
+
+
+COMMANDS = {
+    "run": Run,
+    "reproduce": Reproduce,
+    "report": Report,
+    "show": Show,
+    "list": List,
+}
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run", description="Train an MLP and watch it walk.")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce", description="Reproduce a figure of the paper.")]
+    | Annotated[Report, tyro.conf.subcommand("report", description="Make one HTML file of one or more runs.")]
+    | Annotated[Show, tyro.conf.subcommand("show", description="Show a run in the terminal.")]
+    | Annotated[List, tyro.conf.subcommand("list", description="List what can be reproduced, and runs.")]
+)
+DESCRIPTION = """See how an optimizer walks: the full training loss between every two consecutive parameter vectors.
+
+`sgdwalk run` trains and watches, `sgdwalk show` and `sgdwalk report` let you see it. To watch a training of your own,
+put `sgdwalk.watch(model, optimizer, loss_fn, data)` around its loop. Each explains itself: sgdwalk COMMAND --help"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; wrong usage and ``--help`` leave by ``SystemExit``."""
+    args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters still gets the rest
+    if args == ["--version"]:
+        print(f"sgdwalk {sgdwalk.__version__}")
+        return 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"sgdwalk\b")
+        warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+        try:
+            return parse(args)(shlex.join(["sgdwalk", *args]))
+        except sgdwalk.SgdwalkError as error:
+            complain(f"error: {error}")
+            return 1
+        except KeyboardInterrupt:
+            complain("stopped before anything was begun.")
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+
+def parse(args: Sequence[str]) -> Run | Reproduce | Report | Show | List:
+    """The command that the arguments describe."""
+    if args and args[0] in COMMANDS:
+        return tyro.cli(COMMANDS[args[0]], prog=f"sgdwalk {args[0]}", args=args[1:])
+    return tyro.cli(Command, prog="sgdwalk", description=DESCRIPTION, args=args)  # pyright: ignore[reportArgumentType]
+
+
+def complain(message: str) -> None:
+    """Say something on stderr, inert whatever names it quotes."""
+    print(plain(message, limit=2_000), file=sys.stderr)
+
+
+def say_how_to_go_on(what: str, command: str) -> None:
+    """Tell on stderr what was kept and the command that continues."""
+    complain(f"{what}. Go on with:")
+    complain(f"  {command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

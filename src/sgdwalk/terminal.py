@@ -1,0 +1,113 @@
+"""A run, or a folder of runs, in a terminal. Whatever a name holds, what is printed is inert."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import sgdwalk
+from sgdwalk.analysis import sparkline
+from sgdwalk.paper import record
+from sgdwalk.paper.registry import TITLES
+from sgdwalk.summary import describe
+from sgdwalk.text import number, plain
+
+COLUMNS = {
+    "epoch": "epoch",
+    "loss": "L(θ_t)",
+    "next_loss": "L(θ_t+1)",
+    "floor": "floor",
+    "height": "height",
+    "barrier": "barrier",
+    "alpha_star": "α*",
+    "cosine": "cosine",
+    "distance": "distance",
+}
+"""Columns of ``run.steps`` in the table, and their headings."""
+
+
+def show(run: sgdwalk.Run, rows: int | None = 20) -> None:
+    """Print a run: in words, its height as a line of bars, and a table of its steps.
+
+    Args:
+        run: the run.
+        rows: the first and last watched steps are listed, this many together; None lists every step.
+    """
+    print(f"{plain(run.name, 100)} ({plain(run.path)}), {state(run)}")
+    for sentence in describe(run):
+        print(f"  {sentence}")
+    height = run.steps["height"].dropna()
+    if len(height):
+        print(f"height {sparkline(height)} {number(height.min())} to {number(height.max())} nats, {steps_of(height)}")
+    for _, event in run.events.iterrows():
+        print(f"  before step {event['step']}: {plain(event['message'], 300)}")
+    watched = run.steps.loc[np.sort(run.segments["step"].unique())]
+    print_table(run.steps if rows is None else watched, rows)
+
+
+def print_table(steps: pd.DataFrame, rows: int | None) -> None:
+    """Print rows of ``run.steps``, the first and the last of them where they are more than ``rows``."""
+    left_out = 0 if rows is None else max(len(steps) - rows, 0)
+    head = len(steps) if not left_out else (len(steps) - left_out + 1) // 2
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("step", *COLUMNS.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shown = list(range(head)) + list(range(head + left_out, len(steps)))
+    for position in shown:
+        row = steps.iloc[position]
+        table.add_row(str(steps.index[position]), *(Text(cell(row[name])) for name in COLUMNS))
+        if left_out and position == head - 1:
+            table.add_row("…", *("" for _ in COLUMNS))
+    console = Console(file=sys.stdout, highlight=False)
+    console = console if console.is_terminal else Console(file=sys.stdout, highlight=False, width=100)
+    console.print(table)
+    if left_out:
+        print(f"{left_out:,} steps more: --rows {len(steps)} lists all that were watched, --all every step.")
+
+
+def list_all(folder: Path) -> None:
+    """Print what can be reproduced, and the runs anywhere in a folder with their state."""
+    print("Can be reproduced (sgdwalk reproduce ID --scale smoke|small|paper):")
+    for name, title in TITLES.items():
+        print(f"  {name}  {title}")
+    found = sorted(path.parent for path in folder.rglob("run.json"))
+    print(f"Runs in {plain(folder)}:" if found else f"No runs in {plain(folder)}.")
+    for path in found:
+        try:
+            run = sgdwalk.open_run(path)
+        except sgdwalk.SgdwalkError as error:
+            print(f"  {plain(path)}: cannot be read: {plain(error, 300)}")
+        else:
+            print(f"  {plain(path)}: {plain(run.name, 60)}, {state(run)}")
+
+
+def state(run: sgdwalk.Run) -> str:
+    """How far a run is, in words."""
+    done = f"{len(run.steps):,}"
+    planned = run.info["config"].get("num_updates")
+    if planned is None:
+        return f"{done} updates"
+    if record.is_finished(run):
+        return f"finished, {done} updates"
+    return f"{done} of {planned:,} updates, not finished"
+
+
+def steps_of(values: pd.Series) -> str:
+    """``steps 0 to 39``."""
+    return f"steps {values.index[0]} to {values.index[-1]}"
+
+
+def cell(value: float | bool | None) -> str:
+    """A value of the table in few characters."""
+    if value is pd.NA or value is None:
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else ""
+    return number(value, digits=4)
