@@ -140,11 +140,11 @@ def evaluation_data(
         return _from_tensors(data.tensors, batch_size, partition_seed, batchnorm, "TensorDataset")
     if isinstance(data, (list, tuple)):
         return _from_batches(data, batch_size, "list of batches")
-    if isinstance(data, (Iterator, IterableDataset)) or not hasattr(data, "__getitem__"):
+    if isinstance(data, (Iterator, IterableDataset, Mapping)) or not hasattr(data, "__getitem__"):
         raise InputError(
-            f"data is a {type(data).__name__}, which can be read once only or in no fixed order, but the full loss "
-            "needs the same examples at every point: pass tensors, a map-style Dataset, a DataLoader over one, or list(...) "
-            "of its batches."
+            f"data is a {type(data).__name__}, which can be read once only or has no numbered examples, but the full "
+            "loss needs the same examples at every point: pass tensors, a map-style Dataset, a DataLoader over one, or "
+            "list(...) of its batches."
         )
     return _from_dataset(data, list(range(_length(data))), default_collate, batch_size, partition_seed, batchnorm)
 
@@ -227,7 +227,10 @@ def _from_batches(batches: Sequence[Any], batch_size: int | None, kind: str) -> 
         )
     if not batches:
         raise InputError("data is empty: the full loss needs at least one example.")
-    return EvaluationData(batches, [batch_length(batch) for batch in batches], kind, prebatched=True)
+    sizes = [batch_length(batch) for batch in batches]
+    if 0 in sizes:
+        raise InputError(f"Batch {sizes.index(0)} of data holds no example: leave it out.")
+    return EvaluationData(batches, sizes, kind, prebatched=True)
 
 
 def _partition(length: int, batch_size: int | None, seed: int | None, batchnorm: bool) -> list[np.ndarray]:

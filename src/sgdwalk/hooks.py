@@ -15,6 +15,10 @@ from torch.optim import LBFGS, Optimizer
 
 from sgdwalk.errors import InputError
 
+IN_BACKWARD = (
+    "The optimizer steps inside the backward pass, where no update as a whole can be seen: step it after backward()."
+)
+
 _STEP_CODE = Optimizer.profile_hook_step(lambda: None).__code__
 """Code of the function that torch wraps around every optimizer's ``step`` and that calls the hooks."""
 
@@ -55,6 +59,8 @@ class UpdateHooks:
         self._stepped: list[Optimizer] = []
         self._skipped: list[Optimizer] = []
         self._open = False
+        if len({id(optimizer) for optimizer in self._optimizers}) < len(self._optimizers):
+            raise InputError("The list of optimizers names one of them twice: name each once.")
         for optimizer in self._optimizers:
             if any(
                 isinstance(getattr(hook, "__self__", None), UpdateHooks)
@@ -76,14 +82,16 @@ class UpdateHooks:
             self._finish_round()
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._optimizers, self._stepped, self._skipped = [], [], [], []
 
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if _depth(optimizer) > 1:
             return None
+        if torch._C._current_graph_task_id() != -1:
+            raise InputError(IN_BACKWARD)
         if self._open and optimizer in self._stepped:
             self._finish_round()
-        if not self._open:
+        if not self._open or not self._stepped:  # a round in which nothing has stepped was broken off by an exception
             self._open, self._stepped, self._skipped = True, [], []
             self._listener.before_update()
         return self._with_first_gradient(optimizer, args, kwargs) if isinstance(optimizer, LBFGS) else None

@@ -99,8 +99,8 @@ def _check(parameters: list[torch.nn.Parameter]) -> None:
             )
         if hasattr(parameter, "_in_backward_optimizers"):
             raise InputError(
-                "The optimizer runs inside the backward pass, where no update as a whole can be seen: "
-                "step an ordinary optimizer after backward()."
+                "The optimizer steps inside the backward pass, where no update as a whole can be seen: "
+                "step it after backward()."
             )
         if parameter.dtype not in (torch.float32, torch.float64):
             raise InputError(

@@ -27,7 +27,7 @@ _HOOK_TABLES = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_OWN_ATTRIBUTES = frozenset({"training", "track_running_stats"})
+_OWN_ATTRIBUTES = frozenset({*nn.Module().__dict__, "track_running_stats", "_compiled_call_impl"})
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -92,7 +92,8 @@ class Site:
         digest = hashlib.blake2b(digest_size=16)
         walked = {id(parameter) for parameter in self.vector.parameters}
         for name, layer in self.source.named_modules():
-            digest.update(repr((name, type(layer).__qualname__, _plain_attributes(layer))).encode())
+            hooks = [list(layer.__dict__[table]) for table in _HOOK_TABLES]
+            digest.update(repr((name, type(layer).__qualname__, hooks, _plain_attributes(layer))).encode())
             for key, value in [*layer._parameters.items(), *layer._buffers.items()]:
                 if value is None or id(value) in walked or self._never_read(layer, key):
                     continue
@@ -160,7 +161,7 @@ class Replica(Site):
                 if value is not None and not self._never_read(layer, key):
                     twin._buffers[key].copy_(value)  # pyright: ignore[reportOptionalMemberAccess]
             for key, value in _plain_attributes(layer).items():
-                twin.__dict__[key] = value
+                twin.__dict__[key] = copy.deepcopy(value)
             for table in _HOOK_TABLES:
                 twin.__dict__[table] = layer.__dict__[table]
         yield
@@ -213,11 +214,16 @@ class InPlace(Site):
 
 
 def _plain_attributes(layer: nn.Module) -> dict[str, object]:
-    return {
-        key: value
-        for key, value in layer.__dict__.items()
-        if isinstance(value, _PLAIN_TYPES) and key not in _OWN_ATTRIBUTES and key != "_compiled_call_impl"
-    }
+    return {key: value for key, value in layer.__dict__.items() if key not in _OWN_ATTRIBUTES and _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Numbers, texts, and containers of them: what a model may be steered by during training."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.keys())) and all(map(_is_plain, value.values()))
+    return isinstance(value, _PLAIN_TYPES)
 
 
 def _bare_modules(module: nn.Module) -> list[nn.Module]:

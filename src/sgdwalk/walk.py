@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
 import logging
 import math
@@ -18,11 +17,11 @@ from sgdwalk.data import EvaluationData
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
 from sgdwalk.hooks import UpdateHooks
 from sgdwalk.isolation import isolated
+from sgdwalk.journal import Journal
 from sgdwalk.measures import Here, Measured, state_of
 from sgdwalk.measuring import Measurement, Measuring, take
-from sgdwalk.records import NAN, EpochNote, Event, SegmentPoint, StepRecord
+from sgdwalk.records import NAN, EpochNote, StepRecord
 from sgdwalk.run import Run
-from sgdwalk.store import RunWriter
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.when import StepPredicate, describe
 
@@ -58,8 +57,7 @@ class Walk:
         measures: dict[str, Callable[[Here], Measured]],
         steps_per_epoch: int | None,
         on_error: str,
-        writer: RunWriter | None,
-        info: dict[str, Any],
+        journal: Journal,
         remarks: list[tuple[str, str]],
     ):
         self._optimizers = optimizers
@@ -71,22 +69,16 @@ class Walk:
         self._measures = measures
         self._steps_per_epoch = steps_per_epoch
         self._on_error = on_error
-        self._writer = writer
-        self._info = writer.info if writer is not None else info
-        self._records: list[StepRecord] = []
-        self._notes: list[EpochNote] = []
-        self._events: list[Event] = []
-        self._num_events = 0
-        self._told: set[str] = set()
+        self._journal = journal
         self._step = 0
         self._epoch: int | None = None
         self._learning_rate = NAN
         self._batch_loss: Any = None
         self._resumed_point: str | None = None
-        self._must_load = writer is not None and writer.last_step >= 0
+        self._must_load = journal.holds_steps
         self._remarks = remarks
         self._disabled: set[str] = set()
-        self._closed = False
+        self._closed = self._departed = False
         self._hooks = UpdateHooks(optimizers, self) if optimizers else None
         if not self._must_load:
             self._tell_remarks()
@@ -102,9 +94,7 @@ class Walk:
     @property
     def run(self) -> Run:
         """The walk's records so far, as :func:`sgdwalk.open_run` shows a stored run."""
-        if self._writer is not None:
-            return Run(*self._writer.read(), path=self._writer.folder)
-        return Run(self._info, self._records, self._notes, self._events)
+        return self._journal.run
 
     def note(self, *, batch_loss: Any = None, epoch: int | None = None, **values: Any) -> None:
         """Keep what hooks cannot see.
@@ -117,17 +107,11 @@ class Walk:
         Raises:
             InputError: for values of an epoch that is not known, or that are not numbers.
         """
-        if batch_loss is not None:
-            self._batch_loss = batch_loss.detach() if isinstance(batch_loss, torch.Tensor) else batch_loss
-        if epoch is not None:
-            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
-                raise InputError(f"epoch counts from 1; note() got {epoch!r}.")
-            self._epoch = epoch
-        if not values:
-            return
+        if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1):
+            raise InputError(f"epoch counts from 1; note() got {epoch!r}.")
         # After an epoch's last update its values are noted: the epoch is that of the update just performed.
-        known = self._epoch if self._epoch is not None else self._epoch_of(max(self._step - 1, 0))
-        if known is None:
+        known = epoch if epoch is not None else self._epoch_of(max(self._step - 1, 0))
+        if values and known is None:
             raise InputError(
                 f"note() got {', '.join(values)} for an epoch that is not known: pass epoch= too, or "
                 "steps_per_epoch= to watch()."
@@ -136,11 +120,13 @@ class Walk:
             numbers = {key: float(value) for key, value in values.items()}
         except (TypeError, ValueError) as error:
             raise InputError(f"note() keeps numbers; got {values!r}.") from error
-        note = EpochNote(known, self._step, numbers)
-        if self._writer is not None:
-            self._writer.note_epoch(note)
-        else:
-            self._notes.append(note)
+        if batch_loss is not None:
+            self._batch_loss = batch_loss.detach() if isinstance(batch_loss, torch.Tensor) else batch_loss
+        if epoch is not None:
+            self._epoch = epoch
+        if known is None or not numbers:
+            return
+        self._journal.note(EpochNote(known, self._step, numbers))
 
     def batches(self) -> Iterator[Any]:
         """The evaluation batches, in order, for a full-batch gradient descent loop to accumulate over.
@@ -148,18 +134,25 @@ class Walk:
         Raises:
             InputError: for a walk without data.
         """
+        self._check_open()
         if self._evaluations is None:
             raise InputError("This walk was given no data and loss_fn, so it has no evaluation batches.")
         return iter(self._evaluations)
 
     def before_step(self, *, learning_rate: float = NAN) -> None:
         """Manual use: the parameters are θ_t, the update comes next."""
+        self._check_open()
         self.before_update()
         if not self._optimizers:
             self._learning_rate = float(learning_rate)
 
     def after_step(self) -> None:
         """Manual use: the parameters are θ_{t+1}, ``.grad`` is g_t as the update received it."""
+        self._check_open()
+        if not self._departed:
+            raise InputError(
+                "after_step() was called without before_step(): θ_t was not seen. Call it before the update."
+            )
         self._take_gradients(self._parameters, keep=False)
         self.after_update()
 
@@ -168,16 +161,15 @@ class Walk:
 
         What was recorded so far is committed first; a walk in memory carries its records along.
         """
-        if self._writer is not None and not self._writer.commit(patient=True):
-            self._tell_once("store_failed", self._writer.last_error or "The database is busy.")
+        self._check_open()
+        self._journal.commit(self._step, patient=True)
         return {
             "step": self._step,
             "epoch": self._epoch,
-            "num_events": self._num_events,
+            "journal": self._journal.state_dict(),
             "trajectory": self._trajectory.state_dict(),
             "measuring": None if self._measuring is None else self._measuring.state_dict(),
             "measures": {name: state_of(measure) for name, measure in self._measures.items()},
-            "records": None if self._writer is not None else self._plain_records(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,6 +178,7 @@ class Walk:
         Raises:
             ResumeError: where the state is of a model of another size.
         """
+        self._check_open()
         saved = tuple(state["trajectory"]["start"].shape)
         if saved != (self._trajectory.vector.size,):
             raise ResumeError(
@@ -198,12 +191,8 @@ class Walk:
         for name, memory in state["measures"].items():
             if memory is not None and name in self._measures:
                 self._measures[name].load_state_dict(memory)  # pyright: ignore[reportFunctionMemberAccess]
-        self._step, self._epoch, self._num_events = state["step"], state["epoch"], state["num_events"]
-        if self._writer is not None:
-            self._writer.rewind(self._step, self._num_events)
-            self._event("resumed", f"Resumed before step {self._step}.")
-        elif state["records"] is not None:
-            self._take_records(state["records"])
+        self._step, self._epoch = state["step"], state["epoch"]
+        self._journal.load_state_dict(self._step, state["journal"])
         self._must_load = False
         self._tell_remarks()
 
@@ -216,18 +205,22 @@ class Walk:
         self._closed = True
         atexit.unregister(self.close)
         schedule = self._schedules["segment"]
-        if self._step and schedule is not None and self._measuring is not None and not self._measuring.num_watched:
+        never = self._measuring is not None and not self._measuring.num_watched and "segment" not in self._disabled
+        if self._step and schedule is not None and never:
             self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
         if self._optimizers and not self._step and not self._must_load:
             self._event(
                 "no_update", "No update was seen: did another optimizer, or a copy of this one, step?", show=True
             )
-        self._measuring = None
-        if self._writer is not None and not self._writer.close():
-            message = f"{self._writer.num_pending} records could not be stored: {self._writer.last_error}"
-            logger.error(message)
+        # The records stay readable; the model, the optimizer and the vectors of their size are let go.
+        self._hooks = self._measuring = self._evaluations = None
+        self._optimizers, self._parameters, self._measures = [], [], {}
+        del self._trajectory
+        lost = self._journal.close()
+        if lost is not None:
+            logger.error(lost)
             if self._on_error == "raise":
-                raise RunFolderError(message)
+                raise RunFolderError(lost)
 
     def __enter__(self) -> Walk:
         return self
@@ -241,15 +234,15 @@ class Walk:
         """θ_t stands in the model; its learning rate is the one that this update uses."""
         if self._must_load:
             raise ResumeError(
-                f"The run {self._info['name']!r} was resumed, but walk.load_state_dict() was not called before the "
-                "first update: load the state that was saved with the model's."
+                f"The run {self._journal.info['name']!r} was resumed, but walk.load_state_dict() was not called before "
+                "the first update: load the state that was saved with the model's."
             )
+        self._departed = True
         self._depart()
 
     @_guarded
     def _depart(self) -> None:
-        if self._writer is not None:
-            self._writer.commit_if_due()
+        self._journal.commit_if_due()
         if self._optimizers:
             self._learning_rate = float(self._optimizers[0].param_groups[0]["lr"])
         moved, added = self._trajectory.depart(self._present_parameters())
@@ -277,8 +270,8 @@ class Walk:
     @_guarded
     def after_update(self) -> None:
         """θ_{t+1} stands in the model, θ_t is kept: measure what is due and record the update."""
-        if self._writer is not None:
-            self._writer.commit_if_due()
+        self._departed = False
+        self._journal.commit_if_due()
         values, reasons = self._trajectory.measure()
         interrupted: BaseException | None = None
         try:
@@ -289,9 +282,8 @@ class Walk:
         self._record(values, reasons, result)
         self._trajectory.arrive()
         self._step += 1
-        if self._writer is not None and (result.segment or result.measures):
-            self._writer.commit()
-            self._tell_store()
+        if result.segment or result.measures:
+            self._journal.commit(self._step)
         if interrupted is not None:
             raise interrupted
 
@@ -300,10 +292,15 @@ class Walk:
         self._event("skipped_update", "The gradient scaler found infinite gradients and skipped the update.")
 
     def round_incomplete(self) -> None:
-        self._tell_once(
+        self._journal.tell_once(
+            self._step,
             "incomplete_round",
             "An optimizer stepped again before all of them had: such a round counts as one update (told once).",
         )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("This walk is closed: only its records can be read.")
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -351,10 +348,7 @@ class Walk:
             reasons={**reasons, **result.reasons},
             **values,
         )
-        if self._writer is not None:
-            self._writer.append(record)
-        else:
-            self._records.append(record)
+        self._journal.append(record)
 
     def _epoch_of(self, step: int) -> int | None:
         if self._epoch is not None:
@@ -380,38 +374,9 @@ class Walk:
             self._event("measurement_failed", f"{name} is switched off: {type(error).__name__}: {error}", show=True)
 
     def _event(self, kind: str, message: str, *, show: bool = False) -> None:
-        event = Event(self._num_events, self._step, kind, message)
-        self._num_events += 1
-        if self._writer is not None:
-            self._writer.add_event(event)
-        else:
-            self._events.append(event)
-        if show:
-            logger.warning("step %d: %s", self._step, message)
-
-    def _tell_once(self, kind: str, message: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
-            self._event(kind, message, show=True)
+        self._journal.event(self._step, kind, message, show=show)
 
     def _tell_remarks(self) -> None:
         for kind, message in self._remarks:
             self._event(kind, message, show=True)
         self._remarks = []
-
-    def _tell_store(self) -> None:
-        assert self._writer is not None
-        if self._writer.last_error is not None:
-            self._tell_once("store_failed", f"{self._writer.last_error} Training goes on; records wait in memory.")
-
-    def _plain_records(self) -> dict[str, Any]:
-        parts = {"steps": self._records, "notes": self._notes, "events": self._events}
-        return {name: [dataclasses.asdict(record) for record in records] for name, records in parts.items()}
-
-    def _take_records(self, plain: Mapping[str, Any]) -> None:
-        self._records = [
-            StepRecord(**{**step, "segment": tuple(SegmentPoint(**point) for point in step["segment"])})
-            for step in plain["steps"]
-        ]
-        self._notes = [EpochNote(**note) for note in plain["notes"]]
-        self._events = [Event(**event) for event in plain["events"]]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from sgdwalk.data import EvaluationData, evaluation_data
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
 from sgdwalk.hooks import bare_optimizer
+from sgdwalk.journal import Journal
 from sgdwalk.measures import At, Here, Measured
 from sgdwalk.measuring import Measuring
 from sgdwalk.objective import Forward, LossFunction
 from sgdwalk.provenance import check_resumable, provenance
 from sgdwalk.records import SCHEMA_VERSION
 from sgdwalk.replica import bare_module, batchnorm_layers
-from sgdwalk.store import RunWriter, holds_run
+from sgdwalk.run import STEP_TABLE_COLUMNS
+from sgdwalk.store import START_FILE, RunWriter, holds_run, write_atomically
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.walk import Walk
 from sgdwalk.when import StepPredicate, When, describe, every
@@ -122,6 +126,7 @@ def watch(
             evaluate_on=evaluate_on,
             num_points=num_points,
         )
+    _check_measures(measures or {})
     schedules = {"segment": _bound(when, steps_per_epoch)}
     functions: dict[str, Callable[[Here], Measured]] = {}
     for key, measure in (measures or {}).items():
@@ -157,6 +162,8 @@ def watch(
         "config": dict(config or {}),
     }
     writer, remarks = _open_writer(run, info, resume=resume)
+    if writer is not None and writer.last_step < 0:
+        _save_start(writer.folder / START_FILE, bare_module(model), trajectory)
     return Walk(
         optimizers,
         parameters,
@@ -167,8 +174,7 @@ def watch(
         functions,
         steps_per_epoch,
         on_error,
-        writer,
-        info,
+        Journal(info, writer),
         [*(("loss_unchecked", message) for message in unchecked), *remarks],
     )
 
@@ -214,6 +220,12 @@ def _optimizers(optimizer: Any) -> list[Optimizer]:
 def _parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parameter]:
     """The walked parameters, after checking that the model has them."""
     own = {id(parameter) for parameter in bare_module(model).parameters()}
+    lazy = [name for name, tensor in _named_tensors(bare_module(model)) if is_lazy(tensor)]
+    if lazy:
+        raise InputError(
+            f"The model has lazy parameters or buffers that are not initialized yet ({', '.join(lazy[:3])}): run one "
+            "forward pass before watch()."
+        )
     if not optimizers:
         return [parameter for parameter in bare_module(model).parameters() if parameter.requires_grad]
     parameters = [
@@ -226,6 +238,21 @@ def _parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parame
             "parameters the optimizer was made with (and make the optimizer after moving the model)."
         )
     return parameters
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _check_measures(measures: Mapping[str, Any]) -> None:
+    for name, measure in measures.items():
+        if name in (*STEP_TABLE_COLUMNS, "step") or name.endswith("_reason"):
+            raise InputError(f"A measure cannot be named {name!r}, which is a column of its own: choose another name.")
+        if not callable(measure.measure if isinstance(measure, At) else measure):
+            raise InputError(
+                f"measures[{name!r}] is {measure!r}, which is not callable: pass f(here) or sgdwalk.at(when, f)."
+            )
 
 
 def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
@@ -261,11 +288,25 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__name__, "groups": groups}
 
 
+def _save_start(path: Path, module: nn.Module, trajectory: Trajectory) -> None:
+    """Keep θ_0 in the run folder, under the parameters' names."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    vector = trajectory.vector
+    tensors = zip(vector.parameters, vector.views(trajectory.start), strict=True)
+    content = safetensors.torch.save({names[id(parameter)]: start.contiguous() for parameter, start in tensors})
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror}.") from error
+
+
 def _open_writer(
     run: str | Path | None, info: dict[str, Any], *, resume: bool
 ) -> tuple[RunWriter | None, list[tuple[str, str]]]:
     """The run folder's writer, and what a reader should know about going on with it."""
     if run is None:
+        if resume:
+            raise InputError("resume=True needs run=, the folder of the run to go on with.")
         return None, []
     folder = Path(run)
     if not holds_run(folder):
