@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from sgdwalk.errors import InputError
 
@@ -67,14 +69,13 @@ class UpdateHooks:
                 for hook in optimizer._optimizer_step_pre_hooks.values()
             ):
                 raise InputError("This optimizer is being watched already: close the other walk first.")
-        self._handles = [
-            handle
-            for optimizer in self._optimizers
-            for handle in (
-                optimizer.register_step_pre_hook(self._before),
-                optimizer.register_step_post_hook(self._after),
-            )
-        ]
+        self._handles: list[RemovableHandle] = []
+        for optimizer in self._optimizers:
+            before = optimizer.register_step_pre_hook(self._before)
+            after = optimizer.register_step_post_hook(self._after)
+            # First of all hooks after the step: another's may clear the gradients or move the parameters.
+            optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # pyright: ignore[reportAttributeAccessIssue]
+            self._handles += [before, after]
 
     def remove(self) -> None:
         """Take the hooks off; a round of several optimizers that stands open is finished first."""
@@ -84,6 +85,7 @@ class UpdateHooks:
             handle.remove()
         self._handles, self._optimizers, self._stepped, self._skipped = [], [], [], []
 
+    @_disable_dynamo
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if _depth(optimizer) > 1:
             return None
@@ -96,6 +98,7 @@ class UpdateHooks:
             self._listener.before_update()
         return self._with_first_gradient(optimizer, args, kwargs) if isinstance(optimizer, LBFGS) else None
 
+    @_disable_dynamo
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if _depth(optimizer) > 1 or not self._open:
             return

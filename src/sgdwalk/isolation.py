@@ -82,16 +82,17 @@ def _full_float32() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+_BACKENDS: Any = torch.backends  # its submodules make their attributes at run time
 _PRECISION_HOLDERS: tuple[Any, ...] = (
-    torch.backends,
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-    torch.backends.mkldnn,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.rnn,
+    _BACKENDS,
+    _BACKENDS.cuda.matmul,
+    _BACKENDS.cudnn,
+    _BACKENDS.cudnn.conv,
+    _BACKENDS.cudnn.rnn,
+    _BACKENDS.mkldnn,
+    _BACKENDS.mkldnn.matmul,
+    _BACKENDS.mkldnn.conv,
+    _BACKENDS.mkldnn.rnn,
 )
 
 
