@@ -162,6 +162,12 @@ def test_every_internal_link_resolves(page):
         assert not fragment or fragment in anchors(target), link
 
 
+def test_every_file_named_exists():
+    for page in PAGES:
+        for path in re.findall(r"`(?:python )?((?:tests|docs|src|benchmarks)/[\w./-]*)`", prose(page)):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+
+
 def test_every_page_is_reached_from_the_index():
     listed = set(re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
     assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
