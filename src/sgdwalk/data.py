@@ -192,7 +192,8 @@ def _from_tensors(
         rows = [slice(low, high) for low, high in itertools.pairwise(bounds)]
     else:
         rows = [torch.from_numpy(block).to(tensors[0].device) for block in blocks]
-    return EvaluationData(_IndexedTensors(tensors, rows), sizes, kind)
+    shapes = " and ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+    return EvaluationData(_IndexedTensors(tensors, rows), sizes, f"{kind} {shapes}")
 
 
 def _from_dataset(
@@ -227,6 +228,12 @@ def _from_batches(batches: Sequence[Any], batch_size: int | None, kind: str) -> 
         )
     if not batches:
         raise InputError("data is empty: the full loss needs at least one example.")
+    for index, batch in enumerate(batches):
+        if any(isinstance(leaf, Tensor) and leaf.dim() == 0 for leaf in leaves(batch)):
+            raise InputError(
+                f"Element {index} of data holds a tensor without dimensions, as an example does and a batch does not: "
+                "wrap a list of examples in a Dataset, or give it to a DataLoader."
+            )
     sizes = [batch_length(batch) for batch in batches]
     if 0 in sizes:
         raise InputError(f"Batch {sizes.index(0)} of data holds no example: leave it out.")

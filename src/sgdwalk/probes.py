@@ -48,8 +48,8 @@ def first_evaluation(full_loss: FullLoss) -> tuple[LossSums, list[str]]:
             raise InputError(
                 f"Two evaluations of the loss at the same parameters differ on batch {index} "
                 f"({one / counts[index]:.8g} and {other / counts[index]:.8g}). The model or loss_fn is random even in "
-                "eval mode (functional dropout with training=True, noise layers), or the data change when read. Make it "
-                "deterministic in eval mode: use nn.Dropout or pass self.training."
+                "eval mode (functional dropout with training=True, noise layers), or the data change when read. Make "
+                "it deterministic in eval mode: use nn.Dropout or pass self.training."
             )
     return evaluated, unchecked[:1]
 

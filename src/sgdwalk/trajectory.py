@@ -19,7 +19,7 @@ from sgdwalk.records import NAN
 
 
 class Trajectory:
-    """Cosine, distance and norms of one walk (paper, section 3; definitions in the glossary).
+    """Cosine, distance and norms of one walk (paper, section 3; definitions in docs/quantities.md).
 
     Args:
         parameters: what the optimizers move; where they stand now is θ_0.

@@ -117,7 +117,10 @@ class Walk:
                 "steps_per_epoch= to watch()."
             )
         try:
-            numbers = {key: float(value) for key, value in values.items()}
+            numbers = {
+                key: float(value.detach() if isinstance(value, torch.Tensor) else value)
+                for key, value in values.items()
+            }
         except (TypeError, ValueError) as error:
             raise InputError(f"note() keeps numbers; got {values!r}.") from error
         if batch_loss is not None:

@@ -104,7 +104,7 @@ def watch(
     >>> walk.run.steps[["height", "barrier", "distance"]].shape
     (3, 3)
 
-    Source: paper, section 3; the quantities' definitions are those of the glossary in the documentation.
+    Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
     _check_choices(method, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
     if when is not None and (loss_fn is None or data is None):

@@ -12,6 +12,7 @@ from sgdwalk.paper.config import Experiment
 def describe(experiment: Experiment, data_remark: str) -> dict[str, Any]:
     """The settings, their hash, how many updates the training is meant to have, and a remark on its data."""
     return {
+        "seed": experiment.seed,
         "experiment": experiment.to_dict(),
         "settings_hash": experiment.settings_hash,
         "num_updates": experiment.num_updates,
