@@ -235,6 +235,18 @@ def test_every_kind_of_event_is_explained():
     assert kinds <= in_first_column("your-own-loop.md")
 
 
+def test_one_version_is_told_everywhere():
+    places = {
+        "pyproject.toml": r'^version = "(.*)"$',
+        "CITATION.cff": r"^version: (.*)$",
+        "CHANGELOG.md": r"^## ([\d.]+)",
+        "README.md": r"^Version ([\d.]+),",
+    }
+    for name, pattern in places.items():
+        found = re.findall(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert found[:1] == [sgdwalk.__version__], name
+
+
 def test_thresholds_are_told_as_they_are():
     assert f"R² ≥ {valley.MIN_R2}" in (ROOT / "docs" / "quantities.md").read_text(encoding="utf-8")
 
