@@ -1,5 +1,5 @@
 "use strict";
-// Every figure over steps becomes a slider: pointer, touch and arrow keys choose a step, its numbers are shown and said.
+// Every figure over steps becomes a slider: pointer, touch and arrow keys choose a step whose numbers are then told.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const plots = [...document.querySelectorAll(".plot[data-panels]")].map(prepare);
@@ -10,7 +10,8 @@
     const steps = [...new Set(runs.flatMap((run) => data.runs[run].steps))]
       .filter((step) => step >= first && step <= last)
       .sort((a, b) => a - b);
-    const plot = { element, runs, steps, columns: JSON.parse(element.dataset.columns), spans: "spans" in element.dataset };
+    const columns = JSON.parse(element.dataset.columns);
+    const plot = { element, runs, steps, columns, spans: "spans" in element.dataset };
     plot.views = [...element.querySelectorAll("svg")].map((svg) => ({
       svg,
       panels: JSON.parse(svg.parentNode.dataset.panels)[svg.classList.contains("narrow") ? 1 : 0],
@@ -28,8 +29,11 @@
     describe(plot, steps[0]);
     element.addEventListener("pointermove", (event) => choose(plot, at(plot, event), event));
     element.addEventListener("pointerdown", (event) => choose(plot, at(plot, event), event));
-    element.addEventListener("pointerleave", () => document.activeElement === element || clear());
-    element.addEventListener("blur", clear);
+    // A finger that is lifted leaves the numbers in view; a mouse that goes away takes them along.
+    element.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch" && document.activeElement !== element) clear();
+    });
+    element.addEventListener("blur", () => plot.tip.hidden || clear());
     element.addEventListener("focus", () => element.matches(":focus-visible") && choose(plot, plot.now));
     element.addEventListener("keydown", (event) => key(plot, event));
     return plot;
@@ -77,7 +81,8 @@
     clear();
     describe(plot, step);
     for (const other of plots) {
-      if (other === plot || (other.steps.includes(step) && other.element.closest("section") === plot.element.closest("section"))) mark(other, step);
+      const together = other.element.closest("section") === plot.element.closest("section");
+      if (together && other.steps.includes(step)) mark(other, step);
     }
     show(plot, step, pointer);
   }
