@@ -1,0 +1,597 @@
+"""Bad input gets one clear sentence: what was seen, what is wanted, what to do; before training where possible."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import nets
+import sgdwalk
+
+
+def refusal(
+    *,
+    model: nn.Module | None = None,
+    optimizer: Any = None,
+    loss_fn: Any = functional.cross_entropy,
+    data: Any = None,
+    **watch: Any,
+) -> str:
+    """The message with which watch() refuses; what it was given is as it was, and can be watched once mended."""
+    model = nets.mlp() if model is None else model
+    optimizer = SGD(model.parameters(), lr=0.1) if optimizer is None else optimizer
+    before = nets.everything(model, [])
+    with pytest.raises(sgdwalk.InputError) as caught:
+        sgdwalk.watch(model, optimizer, loss_fn, nets.classification() if data is None else data, **watch)
+    nets.assert_identical(nets.everything(model, []), before)
+    for one in optimizer if isinstance(optimizer, list) else [optimizer]:
+        assert not getattr(one, "_optimizer_step_pre_hooks", None), "a refused walk leaves no hook"
+        assert not getattr(one, "_optimizer_step_post_hooks", None)
+    message = str(caught.value)
+    assert 30 < len(message) < 600, message
+    assert message.rstrip().endswith((".", ")", "?")), message
+    return message
+
+
+def says(message: str, *patterns: str) -> None:
+    for pattern in patterns:
+        assert re.search(pattern, message, re.IGNORECASE), f"{pattern!r} is not in {message!r}"
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_at_the_start(value):
+    says(
+        refusal(loss_fn=lambda output, target: functional.cross_entropy(output, target) * value), "not finite", "check"
+    )
+
+
+def test_data_that_hold_a_nan():
+    inputs, targets = nets.classification()
+    inputs[3, 2] = math.nan
+    says(refusal(data=(inputs, targets)), "not finite", "data")
+
+
+def test_a_loss_function_that_sums():
+    def total(output: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output, target, reduction="sum")
+
+    says(refusal(loss_fn=total), r"\bsum", "mean")
+    says(refusal(loss_fn=total, data=nets.batches_of(nets.classification(), 8)), r"\bsum", "mean")
+
+
+def test_a_mean_over_anything_but_examples_asks_for_sum_and_count():
+    weight = torch.tensor([1.0, 20.0, 0.1])
+    message = refusal(loss_fn=nn.CrossEntropyLoss(weight=weight))
+    says(message, r"\(sum, count\)", "weight")
+    targets = nets.classification()[1].clone()
+    targets[::3] = -100
+    says(refusal(data=(nets.classification()[0], targets)), r"\(sum, count\)", "ignore_index")
+
+
+def test_a_loss_between_the_examples_of_a_batch():
+    def contrastive(output: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(output @ output.T, torch.arange(len(output)))
+
+    says(refusal(loss_fn=contrastive), r"\(sum, count\)|mean")
+
+
+def test_only_a_later_batch_shows_that_the_loss_is_no_mean():
+    """Checked on every batch of the first evaluation: ignored targets may stand in the last one only."""
+    inputs, targets = nets.classification()
+    targets = targets.clone()
+    targets[-3:] = -100
+    says(refusal(data=nets.batches_of((inputs, targets), 8)), r"\(sum, count\)")
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "pattern"),
+    [
+        (lambda output, target: None, "NoneType"),
+        (lambda output, target: 1.5, "float"),
+        (lambda output, target: output, r"shape.*\(\d+, 3\)"),
+        ("cross_entropy", "str|callable"),
+    ],
+    ids=["nothing", "a float", "no losses", "no function"],
+)
+def test_a_loss_function_that_returns_something_else(loss_fn, pattern):
+    says(refusal(loss_fn=loss_fn), pattern, "loss_fn")
+
+
+def test_a_loss_function_that_raises_tells_what_it_was_given():
+    message = refusal(loss_fn=lambda output, target: functional.mse_loss(output.view(-1, 7, 3), target))
+    says(message, "RuntimeError", r"\d+, 5", "check")
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)),
+        TensorDataset(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)),
+        [],
+    ],
+    ids=["tensors", "dataset", "batches"],
+)
+def test_empty_data(data):
+    says(refusal(data=data), "empty", "at least one example")
+
+
+def test_an_empty_batch_among_batches():
+    batches = nets.batches_of(nets.classification(), 8)
+    batches.insert(2, (torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)))
+    says(refusal(data=batches), "empty|no example|0 examples")
+
+
+def test_inputs_and_targets_of_unequal_length():
+    inputs, targets = nets.classification()
+    says(refusal(data=(inputs, targets[:-3])), "40", "37", "each example|one row")
+
+
+def test_targets_out_of_range():
+    inputs, targets = nets.classification()
+    targets = targets.clone()
+    targets[-1] = 3
+    says(refusal(data=(inputs, targets)), "target", "out of bounds|range", "0")
+    targets[-1] = -1
+    says(refusal(data=(inputs, targets)), "target", "out of bounds|range")
+
+
+def test_targets_on_another_device():
+    inputs, targets = nets.classification()
+    says(refusal(data=(inputs, targets.to("meta"))), "device", "cpu", "meta")
+    # Tensors of a batch are moved to the model; what forward returns is taken as it is.
+    message = refusal(forward=lambda model, batch: (model(batch[0]), batch[1].to("meta")))
+    says(message, "device", "cpu", "meta")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (batch for batch in nets.batches_of(nets.classification(), 8)),
+        iter(nets.batches_of(nets.classification(), 8)),
+        zip(*nets.classification(), strict=True),
+    ],
+    ids=["generator", "iterator", "zip"],
+)
+def test_data_that_can_be_read_once_only(data):
+    says(refusal(data=data), "once", "list|Dataset")
+    assert len(list(data)) > 0, "it was not read"
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(zip(*nets.classification(), strict=True))
+
+
+def test_an_iterable_data_set():
+    says(refusal(data=Stream()), "Stream|IterableDataset", "list|map-style")
+    says(refusal(data=DataLoader(Stream(), batch_size=8)), "IterableDataset", "list|map-style")
+
+
+class Augmented(Dataset):
+    def __init__(self, draw: Any):
+        self.data = nets.classification()
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.data[0][index] * (1 + 0.1 * self.draw()), self.data[1][index]
+
+
+@pytest.mark.parametrize("source", ["torch", "numpy", "python", "own generator", "flip"])
+def test_random_augmentation_inside_data(source):
+    import random
+
+    import numpy as np
+
+    own = torch.Generator().manual_seed(0)
+    draw = {
+        "torch": lambda: torch.rand(1),
+        "numpy": lambda: float(np.random.rand()),  # noqa: NPY002
+        "python": random.random,
+        "own generator": lambda: torch.rand(1, generator=own),
+        "flip": lambda: float(torch.rand(1) < 0.5),  # half of the draws agree
+    }[source]
+    says(refusal(data=Augmented(draw)), "augment", "without|fixed")
+    says(refusal(data=DataLoader(Augmented(draw), batch_size=8)), "augment")
+
+
+def test_no_map_style_data_at_all():
+    says(refusal(data=42), "int", "Dataset|tensors")
+    says(refusal(data={"inputs": torch.zeros(3, 5)}), "dict", "Dataset|tensors|forward")
+
+
+def test_data_without_a_loss_function_and_the_reverse():
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(sgdwalk.InputError, match=r"(?s)data.*loss_fn|loss_fn.*data|data.*when=None"):
+        sgdwalk.watch(model, optimizer, functional.cross_entropy, None)
+    with pytest.raises(sgdwalk.InputError, match="loss_fn"):
+        sgdwalk.watch(model, optimizer, None, nets.classification())
+
+
+def test_batches_of_another_shape_ask_for_forward():
+    inputs, targets = nets.classification()
+    says(refusal(data=[{"x": inputs, "y": targets}]), "forward")
+    says(refusal(data=[(inputs, inputs, targets)]), "forward")
+    says(refusal(data=[inputs, targets, inputs]), "length|forward|pair")
+
+
+def test_batch_size_with_batches_and_without_it_under_batchnorm():
+    model = nets.mlp(batchnorm=True)
+    says(refusal(model=model), "BatchNorm", "batch_size")
+    says(refusal(model=model, data=TensorDataset(*nets.classification())), "BatchNorm", "batch_size")
+    says(refusal(data=nets.batches_of(nets.classification(), 8), batch_size=4), "batch_size=4", "leave.*out")
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "8"])
+def test_a_batch_size_that_is_no_positive_integer(batch_size):
+    says(refusal(batch_size=batch_size), "batch_size", re.escape(repr(batch_size)), "at least 1|positive")
+
+
+def test_one_example_under_batchnorm():
+    inputs, targets = nets.classification(1)
+    says(
+        refusal(model=nets.mlp(batchnorm=True), data=(inputs, targets), batch_size=8), "BatchNorm", "two examples|eval"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 41, -1])
+def test_a_probe_set_of_an_impossible_size(size):
+    with pytest.raises(sgdwalk.InputError, match=f"{size}.*40"):
+        sgdwalk.subset(nets.classification(), size)
+
+
+# --- the model and the optimizer --------------------------------------------------------------------------------------
+
+
+class AlwaysDrops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nets.mlp()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.dropout(self.body(inputs), 0.5)  # training=True is the default
+
+
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+def test_a_model_that_is_random_even_in_eval_mode(evaluate_on):
+    message = refusal(model=AlwaysDrops(), evaluate_on=evaluate_on)
+    says(message, "random", "eval", "dropout")
+
+
+def test_a_model_that_remembers_its_last_input():
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nets.mlp()
+            self.register_buffer("shift", torch.zeros(3))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            output = self.body(inputs) + self.shift
+            self.shift += output.detach().mean(0)
+            return output
+
+    model = Remembering()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = model.shift.clone()
+    with pytest.raises(sgdwalk.InputError, match="differ"):
+        sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification())
+    torch.testing.assert_close(model.shift, before, rtol=0, atol=0)
+
+
+def test_an_optimizer_of_another_model():
+    says(refusal(optimizer=SGD(nets.mlp(seed=1).parameters(), lr=0.1)), "optimizer", "model")
+    model = nets.mlp()
+    other = copy.deepcopy(model)
+    says(refusal(model=model, optimizer=SGD(other.parameters(), lr=0.1)), "optimizer", "model")
+    # One parameter too many is enough.
+    stranger = nn.Parameter(torch.zeros(3))
+    says(refusal(model=model, optimizer=SGD([*model.parameters(), stranger], lr=0.1)), "optimizer", "model")
+
+
+def test_something_that_is_no_optimizer():
+    model = nets.mlp()
+    says(refusal(model=model, optimizer=list(model.parameters())), "optimizer")
+    says(refusal(model=model, optimizer=[SGD(model.parameters(), lr=0.1), "adam"]), "str", "optimizer")
+    says(refusal(model=model, optimizer=[]), "optimizer")
+
+
+def test_the_same_optimizer_twice():
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    says(refusal(model=model, optimizer=[optimizer, optimizer]), "twice|same|once")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_below_float32(dtype):
+    says(refusal(model=nets.mlp(dtype=dtype)), str(dtype), "float32", "autocast")
+
+
+def test_complex_parameters_and_several_dtypes():
+    model = nets.mlp()
+    model[2].double()  # type: ignore[index]
+    says(refusal(model=model), "float32", "float64")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_points", [1, 0, -3, 2.5, True, "10"])
+def test_num_points_below_two(num_points):
+    says(refusal(num_points=num_points), "num_points", re.escape(repr(num_points)), "at least 2|2 or more")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sgdwalk.every(0),
+        lambda: sgdwalk.every(-1),
+        lambda: sgdwalk.first_steps(0),
+        lambda: sgdwalk.first_steps(3, epochs=()),
+        lambda: sgdwalk.first_steps(3, epochs=(0,)),
+        lambda: sgdwalk.in_epochs(),
+        lambda: sgdwalk.in_epochs(0),
+        lambda: sgdwalk.every(2.0),  # type: ignore[arg-type]
+    ],
+    ids=[
+        "every(0)",
+        "every(-1)",
+        "first_steps(0)",
+        "no epochs",
+        "first_steps epoch 0",
+        "in_epochs()",
+        "epoch 0",
+        "a float",
+    ],
+)
+def test_a_schedule_that_never_fires(make):
+    with pytest.raises(sgdwalk.InputError, match=r"never fires|at least"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "when", [sgdwalk.in_epochs(1) & sgdwalk.in_epochs(2), lambda step: False], ids=["and", "lambda"]
+)
+def test_a_schedule_that_did_not_fire_is_told_at_the_end(when, caplog):
+    """Where it cannot be known before training starts, a run without a segment says why."""
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    with sgdwalk.watch(
+        model, optimizer, functional.cross_entropy, (inputs, targets), when=when, steps_per_epoch=2
+    ) as walk:
+        for _ in range(5):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    assert nets.event_kinds(walk.run) == ["never_watched"]
+    says(walk.run.events["message"][0], "when=", "5 steps")
+    assert len(caplog.records) == 1
+
+
+def test_a_schedule_by_epochs_needs_their_length():
+    for when in (sgdwalk.in_epochs(2), sgdwalk.first_steps(3, epochs=(1, 2)), sgdwalk.every(2) | sgdwalk.in_epochs(2)):
+        says(refusal(when=when), "epoch", "steps_per_epoch")
+    says(refusal(measures={"m": sgdwalk.at(sgdwalk.in_epochs(2), lambda here: 1.0)}), "steps_per_epoch")
+
+
+@pytest.mark.parametrize("when", [5, "every(2)", True])
+def test_something_that_is_no_schedule(when):
+    says(refusal(when=when), "when", "every")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("batchnorm", "frozen", "train.*eval|eval.*train"),
+        ("evaluate_on", "gpu", "copy.*model|model.*copy"),
+        ("precision", "float16", "float32"),
+        ("on_error", "ignore", "disable.*raise|raise.*disable"),
+        ("method", "quick", "exact"),
+        ("steps_per_epoch", 0, "at least 1|positive"),
+        ("steps_per_epoch", 2.5, "integer"),
+    ],
+)
+def test_settings_that_do_not_exist(name, value, wanted):
+    says(refusal(**{name: value}), name, re.escape(repr(value)), wanted)
+
+
+@pytest.mark.parametrize(
+    "measures", [{"loss": lambda here: 1.0}, {"cosine": lambda here: 1.0}, {"step": lambda here: 1.0}]
+)
+def test_a_measure_named_like_a_column(measures):
+    says(refusal(measures=measures), next(iter(measures)), "name")
+
+
+def test_measures_that_are_no_functions():
+    says(refusal(measures={"sharpness": 3.0}), "sharpness", "float|call")
+
+
+def test_on_training_data_that_are_the_first_epoch_of_nothing():
+    """A run without an update is no error: its tables are empty."""
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification()) as walk:
+        pass
+    assert len(walk.run.steps) == 0
+    assert len(walk.run.segments) == 0
+
+
+# --- run folders ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_exists(tmp_path):
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification(), run=tmp_path / "run").close()
+    with pytest.raises(sgdwalk.RunFolderError, match=r"(?s)run.*resume=True|resume=True.*run"):
+        sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification(), run=tmp_path / "run")
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_folder_that_holds_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    model = nets.mlp()
+    with pytest.raises(sgdwalk.RunFolderError, match=re.escape(tmp_path.name)):
+        sgdwalk.watch(
+            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification(), run=tmp_path
+        )
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_resume_without_anything_to_resume(tmp_path):
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    says(refusal(model=model, optimizer=optimizer, resume=True), "resume", "run=")
+    # A job that is requeued before its first write starts afresh with the command it always uses.
+    with sgdwalk.watch(
+        model, optimizer, functional.cross_entropy, nets.classification(), run=tmp_path / "none", resume=True
+    ) as walk:
+        functional.cross_entropy(model(nets.classification()[0]), nets.classification()[1]).backward()
+        optimizer.step()
+    assert len(walk.run.steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_points": 5}, "num_points"),
+        ({"data": nets.classification(40, seed=9)}, "data"),
+        ({"partition_seed": 7, "batch_size": 16}, "partition_seed|batch_size"),
+    ],
+    ids=["settings", "data", "partition"],
+)
+def test_resume_with_other_settings_or_data(tmp_path, change, named):
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    data = nets.classification()
+    sgdwalk.watch(model, optimizer, functional.cross_entropy, data, run=tmp_path / "run").close()
+    arguments = {"data": data, **change}
+    with pytest.raises(sgdwalk.ResumeError, match=named):
+        sgdwalk.watch(
+            model,
+            optimizer,
+            functional.cross_entropy,
+            arguments.pop("data"),
+            run=tmp_path / "run",
+            resume=True,
+            **arguments,
+        )
+
+
+def test_resume_needs_the_state_before_the_first_update(tmp_path):
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+
+    def update() -> None:
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), run=tmp_path / "run"):
+        update()
+    with (
+        sgdwalk.watch(
+            model,
+            optimizer,
+            functional.cross_entropy,
+            (inputs, targets),
+            run=tmp_path / "run",
+            resume=True,
+            on_error="raise",
+        ),
+        pytest.raises(sgdwalk.ResumeError, match="load_state_dict"),
+    ):
+        update()
+
+
+def test_a_state_dict_of_another_walk():
+    model = nets.mlp()
+    other = nn.Linear(5, 3)
+    with sgdwalk.watch(other, SGD(other.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk:
+        state = walk.state_dict()
+    with (
+        sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk,
+        pytest.raises(sgdwalk.ResumeError, match="parameters"),
+    ):
+        walk.load_state_dict(state)
+
+
+# --- notes and measures while training --------------------------------------------------------------------------------
+
+
+def test_a_note_that_is_no_number():
+    model = nets.mlp()
+    with sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk:
+        with pytest.raises(sgdwalk.InputError, match=r"accuracy.*high"):
+            walk.note(epoch=1, accuracy="high")
+        with pytest.raises(sgdwalk.InputError, match=r"epoch.*0"):
+            walk.note(epoch=0)
+        with pytest.raises(sgdwalk.InputError, match="epoch"):
+            walk.note(accuracy=0.5)  # of which epoch?
+
+
+def test_hvp_of_a_vector_of_another_length():
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    with sgdwalk.watch(
+        model,
+        optimizer,
+        functional.cross_entropy,
+        (inputs, targets),
+        measures={"bad": lambda here: here.hvp(torch.ones(3)).sum()},
+        on_error="raise",
+    ):
+        functional.cross_entropy(model(inputs), targets).backward()
+        with pytest.raises(sgdwalk.InputError, match=r"\(3,\).*\(75,\)"):
+            optimizer.step()
+
+
+# --- a training that goes wrong ---------------------------------------------------------------------------------------
+
+
+def test_a_nan_during_training_is_recorded_as_such_and_the_walk_goes_on():
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets)) as walk:
+        for step in range(5):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(inputs), targets).backward()
+            if step == 2:
+                model[0].weight.grad[0, 0] = math.nan  # type: ignore[index]
+            optimizer.step()
+    steps = walk.run.steps
+    assert len(steps) == 5
+    assert list(steps["loss"].isna()) == [False, False, False, True, True]
+    assert list(steps["next_loss"].isna()) == [False, False, True, True, True]
+    assert steps["floor"].isna().tolist() == [False, False, True, True, True]
+    assert steps["barrier"].isna().tolist() == [False, False, True, True, True]
+    assert steps["barrier_reason"][2:].str.contains("finite").all()
+    assert math.isnan(steps["grad_norm"][2])
+    assert isinstance(steps["grad_norm_reason"][2], str)
+    assert "measurement_failed" not in nets.event_kinds(walk.run)
+
+
+def test_parameters_that_are_not_finite_at_the_start():
+    model = nets.mlp()
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan  # type: ignore[index]
+    says(refusal(model=model), "not finite")
