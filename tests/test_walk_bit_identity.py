@@ -68,6 +68,54 @@ def old_spectrally_normed() -> nn.Module:
         return nn.Sequential(norm(nn.Linear(5, 8)), nn.ReLU(), nn.BatchNorm1d(8), norm(nn.Linear(8, 3)))
 
 
+def weight_normed() -> nn.Module:
+    torch.manual_seed(0)
+    parametrize = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(parametrize(nn.Linear(5, 8)), nn.ReLU(), nn.Dropout(0.2), parametrize(nn.Linear(8, 3)))
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the five inputs, with dropout between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 4, num_layers=2, dropout=0.3, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.lstm(inputs.unsqueeze(-1))[0][:, -1])
+
+
+def recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    return Recurrent()
+
+
+def transformer() -> nn.Module:
+    """Its layers take another, fused path in eval mode without gradients."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    return nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Linear(1, 8), layer, nn.Flatten(), nn.Linear(40, 3))
+
+
+class CountsCalls(nn.Module):
+    """Changes a buffer in place, replaces another and counts in an attribute at every forward, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nets.mlp(dropout=0.2)
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = self.body(inputs)
+        self.calls += 1
+        self.seen += len(inputs)
+        self.last = output.detach().mean(0)
+        return output * (1 + 0.0 * self.calls)
+
+
 def compiled() -> nn.Module:
     torch._dynamo.reset()
     return torch.compile(nets.mlp(dropout=0.2, batchnorm=True), backend="aot_eager")  # type: ignore[return-value]
@@ -112,6 +160,10 @@ CASES = {
     "conv net": Case(nets.conv_net, pictures, tensor_loader, pre_batched),
     "conv net in channels_last": Case(channels_last, pictures, tensor_loader, pre_batched),
     "spectral_norm": Case(spectrally_normed, vectors, tensor_loader, tensors),
+    "weight_norm": Case(weight_normed, vectors, tensor_loader, tensors),
+    "lstm": Case(recurrent, vectors, tensor_loader, tensors),
+    "transformer": Case(transformer, vectors, tensor_loader, tensors),
+    "counting calls": Case(CountsCalls, vectors, tensor_loader, tensors),
     "augmenting workers": Case(functools.partial(nets.mlp, dropout=0.5), vectors, worker_loader, tensors),
     "own loader": Case(functools.partial(nets.mlp, batchnorm=True), vectors, tensor_loader, own_loader),
     "own loader with workers": Case(functools.partial(nets.mlp, dropout=0.5), vectors, clean_worker_loader, own_loader),
@@ -176,7 +228,7 @@ def train(case: Case, name: str, watch: dict[str, Any] | None) -> tuple[list[dic
                 closure()
                 optimizer.step()
             if step + 1 in (1, 2, 10, NUM_UPDATES):
-                states.append(nets.everything(model, [optimizer]))
+                states.append(nets.everything(model, [optimizer]) | {"calls": getattr(model, "calls", None)})
             try:
                 batch = next(iterator)
             except StopIteration:
@@ -294,7 +346,7 @@ def test_after_an_exception_inside_a_measurement(name, evaluate_on, where, caplo
         functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
         if step + 1 in (1, 2, 10, NUM_UPDATES):
-            states.append(nets.everything(model, [optimizer]))
+            states.append(nets.everything(model, [optimizer]) | {"calls": getattr(model, "calls", None)})
         try:
             batch = next(iterator)
         except StopIteration:

@@ -542,6 +542,7 @@ class Spread(nn.Module):
         generator = torch.Generator().manual_seed(0)
         for index, size in enumerate([0, 1, 511, 512, 513, 5000]):
             self.register_parameter(f"p{index}", nn.Parameter(torch.randn(size, generator=generator)))
+        self.scalar = nn.Parameter(torch.tensor(0.5))
         self.transposed = nn.Parameter(torch.randn(40, 30, generator=generator).t())
         self.folded = nn.Parameter(torch.randn(3, 4, 5, 6, generator=generator).to(memory_format=torch.channels_last))
 
@@ -562,7 +563,10 @@ def test_cheap_columns_of_parameters_of_any_size_and_layout(kernel, monkeypatch)
         def train(trace: Trace) -> None:
             for step in range(4):
                 for index, parameter in enumerate(model.parameters()):
-                    parameter.grad = None if index == step else torch.randn(parameter.shape, generator=generator)
+                    gradient = torch.randn(parameter.shape, generator=generator)
+                    if step % 2:  # in the parameter's own layout, as autograd leaves it
+                        gradient = torch.empty_like(parameter).copy_(gradient)
+                    parameter.grad = None if index == step else gradient
                 with trace.update():
                     optimizer.step()
 
