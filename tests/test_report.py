@@ -150,7 +150,7 @@ def test_settings_that_differ_are_marked(two):
     html = render([gradient_descent(3), quadratic_walk("SGD", 3, info={"created": "2026-03-02T12:00:00+00:00"})])
     marked = re.findall(r'<tr class="differs"><th scope="row">(.*?)</th>', html)
     assert marked == ["name", "created"]
-    for shown in ("every(1)", "learning rate", "2.13.0", "0123abc", "sgdwalk, run", "c0ffee"):
+    for shown in ("every(1)", "learning rate", "2.13.0", "0123abc", "sgdwalk run", "c0ffee"):
         assert shown in two
 
 
@@ -316,12 +316,18 @@ def test_every_colour_of_the_figures_has_a_dark_value(two):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_report_is_written_into_a_new_folder_and_replaces_an_old_one(tmp_path):
+@pytest.fixture
+def quick_render(monkeypatch):
+    """What follows is about files, not about their content."""
+    monkeypatch.setattr("sgdwalk.report.render", lambda runs, *, title: f"θ of {len(runs)}, {title}")
+
+
+def test_a_report_is_written_into_a_new_folder_and_replaces_an_old_one(tmp_path, quick_render):
     path = tmp_path / "new folder ü" / "report.html"
     assert write_report([gradient_descent(2)], path) == path
     path.write_text("old")
-    write_report([gradient_descent(2)], str(path))
-    assert path.read_text(encoding="utf-8") == render([gradient_descent(2)])
+    write_report([gradient_descent(2)], str(path), title="mine")
+    assert path.read_text(encoding="utf-8") == "θ of 1, mine"
     assert os.listdir(path.parent) == ["report.html"]
 
 
@@ -331,7 +337,7 @@ def test_a_report_needs_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch, function):
+def test_a_failed_write_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch, quick_render, function):
     path = tmp_path / "report.html"
     path.write_text("old")
 
@@ -345,7 +351,7 @@ def test_a_failed_write_leaves_the_old_report_and_nothing_else(tmp_path, monkeyp
     assert os.listdir(tmp_path) == ["report.html"]
 
 
-def test_a_full_disk_leaves_the_old_report(small_disk):
+def test_a_full_disk_leaves_the_old_report(small_disk, quick_render):
     path = small_disk.path / "report.html"
     path.write_text("old")
     small_disk.fill()
@@ -357,7 +363,7 @@ def test_a_full_disk_leaves_the_old_report(small_disk):
     assert sorted(os.listdir(small_disk.path)) == ["filling", "report.html"]
 
 
-def test_a_read_only_place_is_named(small_disk):
+def test_a_read_only_place_is_named(small_disk, quick_render):
     small_disk.read_only()
     with pytest.raises(SgdwalkError, match="could not be written: Read-only file system"):
         write_report([gradient_descent(2)], small_disk.path / "folder" / "report.html")

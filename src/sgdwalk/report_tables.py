@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -261,13 +262,15 @@ def _group(title: str, values: Sequence[Any]) -> SettingGroup:
 
 
 def _flatten(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    """Leaves with their names joined by a dot; a list of plain values is one leaf."""
+    """Leaves with their names joined by a dot; entries of a list are counted where there are several."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from _flatten(part, f"{name} · {plain(key, 60)}" if name else plain(key, 60))
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
         for index, part in enumerate(value, start=1):
-            yield from _flatten(part, f"{name} {index}".strip())
+            yield from _flatten(part, f"{name} {index}".strip() if len(value) > 1 else name)
+    elif name == "argv" and isinstance(value, list):
+        yield name, plain(shlex.join(map(str, value)), 300)
     elif name or value is not None:
         yield name.replace("_", " "), _leaf(value)
 
