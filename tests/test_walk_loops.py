@@ -169,7 +169,8 @@ def test_several_parameter_groups():
     assert [group["weight_decay"] for group in optimizer["groups"]] == [0, 0.1]
 
 
-def test_a_group_added_during_training_moves_too():
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+def test_a_group_added_during_training_moves_too(evaluate_on):
     """add_param_group is how layers are unfrozen; the segment has to move them from then on."""
 
     def build() -> Training:
@@ -186,7 +187,7 @@ def test_a_group_added_during_training_moves_too():
 
         return Training(model, optimizer, nets.batches_of(data, 16), train)
 
-    run, updates, fresh = nets.trained_pair(build)
+    run, updates, fresh = nets.trained_pair(build, evaluate_on=evaluate_on)
     fresh.optimizer.add_param_group({"params": list(fresh.model[0].parameters())})
     twin = Twin(fresh.model, fresh.optimizer, fresh.data)
     steps = run.steps
