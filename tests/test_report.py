@@ -142,7 +142,7 @@ def test_key_numbers_stand_first(two):
     start = words[: words.index("The walk, step by step")]
     for value in (gd.steps.height.mean(), sgd.steps.height.mean(), sgd.steps.next_distance[59]):
         assert f"{value:.3g}" in start
-    assert "SGD bounces higher above the valley floor than GD" in start
+    assert "SGD walks higher above the valley floor than GD" in start
     assert "It crosses no barrier in 60 steps." in start
 
 

@@ -181,7 +181,7 @@ def test_pointing_at_a_step_tells_its_numbers(open_tab, width):
 
 def test_a_figure_of_several_runs_tells_the_numbers_of_each(open_tab):
     page = open_tab("two")
-    plot = plot_of(page, "How high it bounces")
+    plot = plot_of(page, "How high above the floor")
     plot.hover()
     told = plot.locator(".tip").inner_text()
     step = int(re.match(r"Step (\d+)", told)[1])
@@ -255,7 +255,7 @@ def test_what_a_screen_reader_finds(open_tab):
     tree = page.locator("body").aria_snapshot()
     for landmark in ("banner", "main", "contentinfo", 'navigation "Sections"', 'heading "GD beside SGD" [level=1]'):
         assert landmark in tree, landmark
-    for figure in ("GD, steps 0 to 59", "SGD, steps 0 to 59", "How high it bounces", "Training"):
+    for figure in ("GD, steps 0 to 59", "SGD, steps 0 to 59", "How high above the floor", "Training"):
         assert page.get_by_role("figure", name=figure, exact=True).count() == 1
     assert page.get_by_role("slider", name="GD, steps 0 to 59: choose a step", exact=True).count() == 1
     assert 'region "Steps of GD"' in tree

@@ -153,13 +153,13 @@ def heights(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pic
     """Height above the valley floor at each watched step, (L(θ_t) + L(θ_{t+1}) - 2 floor) / 2, in nats per example.
 
     >>> heights(run).title
-    'How high it bounces'
+    'How high above the floor'
 
     Source: "A Walk with SGD", Table 2 gives its mean over an epoch.
     """
     caption = "Half the sum of the losses at both ends of a segment less the lowest loss along it, in nats per example."
     columns = [_Column("height", "Height above the valley floor", _logarithmic)]
-    return _over_steps(runs, "How high it bounces", caption, columns, steps, width, height=180)[0]
+    return _over_steps(runs, "How high above the floor", caption, columns, steps, width, height=180)[0]
 
 
 def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Picture:
@@ -200,14 +200,22 @@ def measures(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
 def alpha_star(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Picture:
     """α*, where the parabola through a segment's losses is lowest, with the edge at ½ below which the loss rises.
 
-    Critical step / taken step = 2 α*. Values outside -0.25 … 1.75 stand at the border as triangles.
+    Critical step / taken step = 2 α*. Where more than a twentieth of the values exceed 1.75 the axis goes on
+    logarithmically above 1; values outside the panel stand at its border as triangles.
 
     >>> alpha_star(run).title
     'Where each step should have ended'
     """
-    low, high = -0.25, 1.75
+    low = -0.25
 
     def finish(ax: Axes, lines: list[pd.Series]) -> str:
+        values = pd.concat(lines).dropna()
+        far = (values > 1.75).mean() > 0.05
+        high = min(1.3 * values.max(), 1e4) if far else 1.75
+        if far:
+            drawing.signed_decades(ax, low, high, linear=1.0)
+        ticks = (0, 0.5, 1, 10, 100, 1e3, 1e4) if far else (0, 0.5, 1, 1.5)
+        drawing.bounds(ax, low, high, [tick for tick in ticks if tick < high])
         ax.axhspan(low, 0.5, color=COLOURS["shade"], linewidth=0, zorder=0)
         ax.axhline(0.5, color=COLOURS["alarm"], linewidth=1.2, zorder=1)
         num_outside = 0
@@ -217,7 +225,6 @@ def alpha_star(*runs: Run, steps: range | None = None, width: float = WIDTH) -> 
                 colour = COLOURS[drawing.style_of(index)[0]]
                 ax.plot(x, np.full(len(x), edge), mark, color=colour, markersize=4.5, markeredgewidth=0, clip_on=False)
                 num_outside += len(outside)
-        drawing.bounds(ax, low, high, (0, 0.5, 1, 1.5))
         return f"{count(num_outside, 'value')} outside the panel: triangles at its border." if num_outside else ""
 
     caption = (

@@ -184,12 +184,12 @@ def epochs_table(run: Run, label: RunLabel) -> Table:
             [
                 f"{epoch:,}",
                 *(_whole(value) for value in counts),
-                number(row["mean_height"]),
+                number(row["mean_height"], zeros=True),
                 *(_whole(row[name]) for name in ("num_barriers", "num_significant_barriers")),
                 *(f"{number(100 * share)} %" if not pd.isna(share) else "–" for share in shares),
-                *(number(row[name]) for name in ("mean_cosine", "distance", "directness")),
+                *(number(row[name], zeros=True) for name in ("mean_cosine", "distance", "directness")),
                 _whole(undefined),
-                *(number(row[("noted", name)], 4) for name in more),
+                *(number(row[("noted", name)], 4, zeros=True) for name in more),
             ]
         )
     caption = _how_many(len(rows), len(table), "epoch")

@@ -53,7 +53,8 @@ def _about_the_floor(numbers: dict[str, Any]) -> str:
     between = f"on {interior:,} of {count(defined, 'step')} the loss is lowest between the two iterates"
     if 2 * interior >= defined:
         return f"It bounces between the walls of a valley: {between}, and {height}."
-    return f"It mostly walks downhill without passing a floor: {between}; {height}."
+    # Where the loss falls all the way, the floor is where the step ends.
+    return f"It mostly walks downhill: {between}; {height}, half of what a step descends where it passes no floor."
 
 
 def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
@@ -112,7 +113,7 @@ def describe_together(runs: Sequence[Run]) -> list[str]:
     if len({str(run.info.get("data")) for run in runs}) > 1:
         sentences = ["The full losses were measured on different data: heights of these runs cannot be compared."]
     else:
-        sentences = [_ranked(runs, heights, "{} bounces higher above the valley floor than {}: {} on average")]
+        sentences = [_ranked(runs, heights, "{} walks higher above the valley floor than {}: {} on average")]
     cosines = [-run.steps["cosine"].mean() for run in runs]
     sentences.append(_ranked(runs, cosines, "{} turns back more sharply than {}: mean cosine {}", sign=-1))
     updates = min(len(run.steps) for run in runs)
