@@ -5,12 +5,14 @@ Exit codes: 0 done, 1 an error explained in one line, 2 wrong usage, 130 stopped
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -257,9 +259,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args == ["--version"]:
         print(f"sgdwalk {sgdwalk.__version__}")
         return 0
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", module=r"sgdwalk\b")
-        warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+    with warnings_as_complaints():
         try:
             return parse(args)(shlex.join(["sgdwalk", *args]))
         except sgdwalk.SgdwalkError as error:
@@ -283,6 +283,22 @@ def parse(args: Sequence[str]) -> Run | Reproduce | Report | Show | List:
 def complain(message: str) -> None:
     """Say something on stderr, inert whatever names it quotes."""
     print(plain(message, limit=2_000), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_complaints() -> Iterator[None]:
+    """Within it, what sgdwalk warns of or logs is one inert line on stderr."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: complain(f"warning: {record.getMessage()}")
+    logger = logging.getLogger("sgdwalk")
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"sgdwalk\b")
+        warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
 
 
 def say_how_to_go_on(what: str, command: str) -> None:

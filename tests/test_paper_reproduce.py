@@ -1,0 +1,214 @@
+"""``reproduce``: shared trainings, pages, processes that fail, are killed or interrupted."""
+
+import contextlib
+import html
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+import sgdwalk
+from sgdwalk.paper import claims, data, registry, sweep
+from sgdwalk.paper.config import Experiment
+from sgdwalk.paper.run import judge, reproduce
+from sgdwalk.paper.sweep import is_trained, train_all, training_name
+from sgdwalk.paper.train import train
+from storing import python
+
+TINY = Experiment(num_train=120, hidden=(7, 5), batch_size=30, num_points=2, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A folder with all trainings of the smoke scale, made in this process."""
+    out = tmp_path_factory.mktemp("paper")
+    for name in registry.TITLES:
+        for experiment in registry.figure(name, "smoke").experiments:
+            if not is_trained(out / "trainings", experiment):
+                assert train(experiment, data.load(experiment), out / "trainings" / training_name(experiment))
+    return out
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Trainings that are there must be used as they are."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a training was started")
+
+    monkeypatch.setattr("sgdwalk.paper.run.train_all", refuse)
+
+
+@pytest.mark.parametrize("name", registry.TITLES)
+def test_a_figure_has_its_page_pictures_tables_and_claims(smoke, no_training, name):
+    page = reproduce(name, "smoke", out=smoke)
+    assert page.path == smoke / f"{name}-smoke" / "index.html"
+    folder = page.path.parent
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (folder / f"{name}.svg").read_text()
+    text = html.unescape(page.path.read_text("utf-8"))
+    for each in page.judged:
+        assert each.judgement.verdict == "not testable at this scale"
+        assert each.claim.words in text
+    for words in (
+        registry.TITLES[name],
+        "Nothing here says anything about the paper",
+        "scikit-learn",
+        "Content-Security",
+    ):
+        assert words in text
+    assert "http" not in text.replace("http-equiv", "")
+    written = json.loads((folder / "claims.json").read_text())
+    assert [each["claim"] for each in written] == [each.claim.name for each in page.judged]
+    assert "<html" in (folder / "report.html").read_text("utf-8")
+
+
+def test_tables_hold_the_numbers_of_the_steps_shown(smoke, no_training):
+    page = reproduce("fig19", "smoke", out=smoke)
+    run = sgdwalk.open_run(smoke / "trainings" / training_name(registry.figure("fig19", "smoke").trainings["sgd"][0]))
+    steps = pd.read_csv(page.path.parent / "fig19-steps.csv", index_col="step")
+    assert steps.index.tolist() == list(range(50, 90))  # the first 40 of epoch 2, whose 50 updates follow 50
+    pd.testing.assert_series_equal(steps["floor"], run.steps.loc[50:89, "floor"], check_exact=True)
+    segments = pd.read_csv(page.path.parent / "fig19-segments.csv")
+    assert len(segments) == 40 * 11
+    assert segments["loss"].tolist() == run.segments.query("50 <= step < 90")["loss"].tolist()
+
+
+def test_a_page_is_replaced_as_a_whole(smoke, no_training):
+    folder = reproduce("fig18", "smoke", out=smoke).path.parent
+    (folder / "left-over").touch()
+    reproduce("fig18", "smoke", out=smoke)
+    assert not (folder / "left-over").exists()
+    assert not list(smoke.glob(".*"))
+
+
+def test_claims_are_judged_where_the_scale_allows(smoke):
+    wanted = registry.figure("fig17", "smoke")
+    runs = {
+        role: [sgdwalk.open_run(smoke / "trainings" / training_name(each)) for each in experiments]
+        for role, experiments in wanted.trainings.items()
+    }
+    verdicts = [each.judgement.verdict for each in judge(replace(wanted, scale="small"), runs)]
+    assert verdicts[0] == claims.valley("gd").judge(runs).verdict == "contradicted"
+    assert {each.judgement.verdict for each in judge(wanted, runs)} == {"not testable at this scale"}
+
+
+def test_figures_18_and_19_are_one_training():
+    for scale in registry.SCALES:
+        fig18, fig19 = registry.figure("fig18", scale), registry.figure("fig19", scale)
+        assert set(fig18.experiments) == set(fig19.experiments)
+
+
+def test_figure_17s_trainings_serve_figure_18():
+    for scale in registry.SCALES:
+        assert set(registry.figure("fig17", scale).experiments) <= set(registry.figure("fig18", scale).experiments)
+
+
+def test_the_paper_scale_is_the_published_setting():
+    figure = registry.figure("fig18", "paper")
+    (watched, *others) = figure.trainings["sgd"]
+    assert (watched.dataset, watched.num_examples, watched.hidden) == ("mnist", 45_000, (500, 350))
+    assert (watched.batch_size, watched.learning_rate, watched.momentum) == (100, 0.1, 0.0)
+    assert (watched.steps_per_epoch, watched.num_points) == (450, 10)
+    assert [step for step in range(900) if watched.watched(step)] == [*range(40), *range(450, 490)]
+    assert [other.watch for other in others] == [False, False]
+    (gd, *_) = figure.trainings["gd"]
+    assert (gd.algorithm, gd.gd_gradient, gd.num_updates) == ("gd", "mean", 40)
+    assert all(gd.watched(step) for step in range(40))
+
+
+@pytest.mark.parametrize(("name", "scale"), [("fig1", "small"), ("fig17", "huge")])
+def test_what_cannot_be_reproduced_is_refused(name, scale):
+    with pytest.raises(sgdwalk.InputError, match=r"cannot be reproduced yet|no scale"):
+        registry.figure(name, scale)
+
+
+def holder(folder):
+    """The process that writes a run, once there is one."""
+    for _ in range(600):
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((folder / "writer.lock").read_text())["pid"]
+        time.sleep(0.1)
+    raise AssertionError(f"nobody writes {folder}")
+
+
+def test_trainings_that_fail_or_are_killed_are_named_and_the_others_are_finished(tmp_path):
+    short, long, broken = TINY, replace(TINY, seed=1, epochs=500), replace(TINY, seed=2)
+    (tmp_path / training_name(broken)).mkdir()
+    (tmp_path / training_name(broken) / "something").touch()
+    killed = []
+
+    def kill(name, num_done, num_updates, fraction):
+        if name == training_name(long) and num_done > 5 and not killed:
+            killed.append(name)
+            os.kill(holder(tmp_path / name), signal.SIGKILL)
+
+    with pytest.raises(sgdwalk.SgdwalkError) as caught:
+        train_all([long, broken, short], tmp_path, jobs=2, update=kill)
+    for words in (
+        "2 of 3 trainings failed: ",
+        f"{training_name(long)} (ended by signal 9",
+        f"{training_name(broken)} (exit code 1: error: {tmp_path / training_name(broken)} is not empty",
+        "The others are kept: the same command does only what is missing",
+    ):
+        assert words in str(caught.value)
+    assert is_trained(tmp_path, short)
+    assert not is_trained(tmp_path, long)
+    begun = len(sgdwalk.open_run(tmp_path / training_name(long)).steps)
+    assert 0 < begun < long.num_updates
+
+
+def test_ctrl_c_ends_the_children_keeps_what_is_finished_and_says_how_to_go_on(smoke, tmp_path):
+    figure = registry.figure("fig18", "smoke")
+    finished, *begun = (
+        tmp_path / "trainings" / training_name(figure.trainings[role][0]) for role in ("gd", "gd-sum", "sgd")
+    )
+    shutil.copytree(smoke / "trainings" / finished.name, finished)
+    command = ["-m", "sgdwalk", "reproduce", "fig18", "--scale", "smoke", "--out", tmp_path, "--jobs", "2"]
+    process = python(*command, start_new_session=True)
+    children = [holder(folder) for folder in begun]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Go on with:\n  sgdwalk reproduce fig18 --scale smoke" in stderr
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    for folder in begun:
+        run = sgdwalk.open_run(folder)
+        assert len(run.steps) < run.info["config"]["num_updates"]
+        assert list(folder.glob("checkpoints/step-*"))
+    assert is_trained(tmp_path / "trainings", figure.trainings["gd"][0])
+    assert list(tmp_path.glob("fig18*")) == []
+
+
+def test_nothing_is_started_once_a_stop_is_wanted(tmp_path):
+    assert not train_all([TINY, replace(TINY, seed=1)], tmp_path, stop=lambda: True)
+    assert not list(tmp_path.glob("digits-*"))
+
+
+def test_missing_data_is_told_before_a_process_is_started(tmp_path):
+    with pytest.raises(sgdwalk.InputError, match=r"no file train-\*\.parquet"):
+        reproduce("fig17", "small", out=tmp_path / "out", data_dir=tmp_path)
+    assert not (tmp_path / "out" / "trainings").exists()
+
+
+def test_a_folder_whose_run_is_of_another_experiment_is_not_taken_for_it(tmp_path):
+    other = replace(TINY, epochs=1)
+    assert train(other, data.load(other), tmp_path / training_name(TINY))
+    with pytest.raises(sgdwalk.ResumeError, match="epochs: 1 in the run, 2 now"):
+        is_trained(tmp_path, TINY)
+
+
+def test_names_tell_data_algorithm_and_settings_apart():
+    names = {training_name(each) for each in (TINY, replace(TINY, algorithm="gd"), replace(TINY, seed=1))}
+    assert len(names) == 3
+    assert all(name.startswith("digits-") for name in names)
+    assert sweep.training_name(TINY).startswith("digits-sgd-")
