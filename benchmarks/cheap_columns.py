@@ -1,0 +1,84 @@
+"""Cosine, distance and norms of every update against the bare training step of the paper's MLP at batch 100.
+
+    python benchmarks/cheap_columns.py [--data-dir DIR]
+
+Three equal nets train on the same mini-batches in turns of ``--steps`` updates: unwatched, watched with the plain torch
+kernel, watched with the fused kernel that numba compiles. Random inputs of MNIST's shape serve where no data are named:
+no number here depends on the pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import common
+import nets
+import sgdwalk
+from sgdwalk.kernels import NumbaKernel, TorchKernel
+
+WANTED = {"plain torch": 1.5, "numba": 1.15}
+KERNELS = {"plain torch": TorchKernel, "numba": NumbaKernel}
+
+
+class Training:
+    """The paper's MLP and an endless supply of mini-batches."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int):
+        torch.manual_seed(0)
+        self.model = nets.mlp()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        batches = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
+        self.batches = itertools.cycle(batches)
+
+    def steps(self, count: int) -> Callable[[], None]:
+        def run() -> None:
+            for inputs, targets in itertools.islice(self.batches, count):
+                self.optimizer.zero_grad()
+                F.cross_entropy(self.model(inputs), targets).backward()
+                self.optimizer.step()
+
+        return run
+
+
+def main() -> None:
+    options = common.arguments(__doc__.splitlines()[0], batch_size=100, steps=50, rounds=41)
+    count = 50 * options.batch_size
+    if options.data_dir is None:
+        inputs, targets = torch.rand(count, 784) - 0.5, torch.randint(10, (count,))
+    else:
+        inputs, targets = common.mnist(options.data_dir, count)
+
+    sides = {"bare": Training(inputs, targets, options.batch_size)}
+    walks = {}
+    for name, kernel in KERNELS.items():
+        sides[name] = Training(inputs, targets, options.batch_size)
+        walks[name] = sgdwalk.watch(sides[name].model, sides[name].optimizer, None, None, when=None, on_error="raise")
+        walks[name]._trajectory.kernel = kernel()
+    raw = common.alternate(
+        {name: side.steps(options.steps) for name, side in sides.items()}, rounds=options.rounds, warmup=3
+    )
+    for walk in walks.values():
+        walk.close()
+
+    rows = [
+        {
+            "columns by": name,
+            "bare step, ms": common.milliseconds(raw["bare"]) / options.steps,
+            "watched step, ms": common.milliseconds(raw[name]) / options.steps,
+            "ratio (median)": (ratio := common.ratio(raw[name], raw["bare"]))["median"],
+            "quartiles": f"{ratio['quartile_low']:.3f}-{ratio['quartile_high']:.3f}",
+            "rounds": ratio["rounds"],
+            "wanted": f"≤ {WANTED[name]}",
+        }
+        for name in KERNELS
+    ]
+    common.report(options.out, "cheap_columns", vars(options), raw, rows)
+
+
+if __name__ == "__main__":
+    main()
