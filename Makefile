@@ -5,15 +5,15 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.1
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-DEMO := --hidden 64 32 --batch-size 50 --learning-rate 0.5 --out runs/demo --resume
+DEMO := --hidden 64 32 --batch-size 50 --learning-rate 2 --out runs/demo --resume
 
 .PHONY: demo test browser
 .NOTPARALLEL:
 
 demo: .venv/with-paper
 	@echo "Training on the digits by full-batch gradient descent, then by SGD, watching every update."
-	@$(BIN)/sgdwalk run $(DEMO) --algorithm gd --epochs 60 --name gd >/dev/null
-	@$(BIN)/sgdwalk run $(DEMO) --algorithm sgd --epochs 4 --name sgd >/dev/null
+	@$(BIN)/sgdwalk run $(DEMO) --algorithm gd --epochs 40 --name gd >/dev/null
+	@$(BIN)/sgdwalk run $(DEMO) --algorithm sgd --epochs 3 --name sgd >/dev/null
 	@$(BIN)/sgdwalk report runs/demo/gd runs/demo/sgd --out runs/demo/report.html
 
 test: .venv/with-dev
