@@ -283,6 +283,20 @@ def test_runs_are_compared_after_the_same_number_of_updates():
     assert any(sentence.startswith("After 10 updates ") and number(expected) in sentence for sentence in words)
 
 
+def test_several_runs_are_ranked():
+    runs = [quadratic_walk(name, 40, noise=noise) for name, noise in (("a", 0.1), ("b", 0.9), ("c", 0.3))]
+    means = [number(run.steps.height.mean()) for run in runs]
+    expected = f"b walks highest above the valley floor: {means[1]} on average; c {means[2]}, a {means[0]}."
+    assert summary.describe_together(runs)[0] == expected
+
+
+def test_a_run_with_nothing_defined_is_not_ranked():
+    unwatched = quadratic_walk("unwatched", 5, watched=lambda step: False)
+    words = summary.describe_together([stochastic_descent(5), unwatched])
+    assert len(words) == 2
+    assert not any("valley floor" in sentence for sentence in words)
+
+
 def test_heights_above_different_data_are_not_compared():
     other = quadratic_walk(num_steps=5, info={"data": {"num_examples": 7}})
     words = summary.describe_together([gradient_descent(5), other])

@@ -458,6 +458,10 @@ def test_two_runs_are_told_apart_with_any_colour_vision(kind):
     assert np.linalg.norm(first - second) > 25
 
 
+def test_sixteen_runs_differ_in_colour_or_marker():
+    assert len({drawing.style_of(index) for index in range(16)}) == 16
+
+
 def test_colours_stand_out_from_paper():
     """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for what must be seen in a picture."""
     for name in ("ink", "muted", "alarm"):

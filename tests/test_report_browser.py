@@ -191,6 +191,18 @@ def test_a_figure_of_several_runs_tells_the_numbers_of_each(open_tab):
         assert number(run.steps.height[step], 4) in told
 
 
+def test_a_panel_over_epochs_has_no_steps_to_point_at(open_tab):
+    page = open_tab("two")
+    plot = plot_of(page, "Training")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    x = box["x"] + box["width"] / 2
+    page.mouse.move(x, box["y"] + 80)
+    assert plot.locator(".tip").is_visible()
+    page.mouse.move(x, box["y"] + box["height"] - 60)
+    assert not plot.locator(".tip").is_visible()
+
+
 def test_arrow_keys_tell_the_steps_to_a_screen_reader(open_tab):
     page = open_tab("trouble")
     slider = page.get_by_role("slider").first

@@ -154,8 +154,9 @@ def _dress(ax: Axes, panel: Panel, *, labelled: bool) -> None:
 
 
 def style_of(index: int) -> tuple[str, str]:
-    """Colour and marker of the run with this index among those drawn together."""
-    return RUN_COLOURS[index % len(RUN_COLOURS)], RUN_MARKERS[index % len(RUN_MARKERS)]
+    """Colour and marker of the run with this index among those drawn together; 16 runs differ in one or the other."""
+    rounds = index // len(RUN_COLOURS)
+    return RUN_COLOURS[index % len(RUN_COLOURS)], RUN_MARKERS[(index + rounds) % len(RUN_MARKERS)]
 
 
 def words(ax: Axes, text: str) -> None:

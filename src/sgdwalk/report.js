@@ -27,8 +27,13 @@
     element.setAttribute("aria-valuemin", steps[0]);
     element.setAttribute("aria-valuemax", steps[steps.length - 1]);
     describe(plot, steps[0]);
-    element.addEventListener("pointermove", (event) => choose(plot, at(plot, event), event));
-    element.addEventListener("pointerdown", (event) => choose(plot, at(plot, event), event));
+    for (const kind of ["pointermove", "pointerdown"]) {
+      element.addEventListener(kind, (event) => {
+        const step = at(plot, event);
+        if (step === null) clear();
+        else choose(plot, step, event);
+      });
+    }
     // A finger that is lifted leaves the numbers in view; a mouse that goes away takes them along.
     element.addEventListener("pointerleave", (event) => {
       if (event.pointerType !== "touch" && document.activeElement !== element) clear();
@@ -50,11 +55,14 @@
     return plot.views.find((view) => view.svg.getClientRects().length) || plot.views[0];
   }
 
-  // The step under the pointer: the segment it is over, or else the nearest step of the figure.
+  // The step under the pointer: the segment it is over, or else the nearest step. None below the panels over steps.
   function at(plot, event) {
     const view = visible(plot);
     const box = view.svg.getBoundingClientRect();
     const x = ((event.clientX - box.left) / box.width) * view.svg.viewBox.baseVal.width;
+    const y = ((event.clientY - box.top) / box.height) * view.svg.viewBox.baseVal.height;
+    const axis = 40;
+    if (y > Math.max(...view.panels.map((panel) => panel[3])) + axis) return null;
     const [left, right, , , first, last] = view.panels[0];
     const position = first + ((x - left) / (right - left)) * (last - first);
     return nearest(plot.steps, plot.spans ? Math.floor(position) : position);

@@ -109,27 +109,36 @@ def describe_together(runs: Sequence[Run]) -> list[str]:
     """
     if len(runs) < 2:
         return []
-    heights = [run.steps["height"].mean() for run in runs]
+    sentences = []
     if len({str(run.info.get("data")) for run in runs}) > 1:
-        sentences = ["The full losses were measured on different data: heights of these runs cannot be compared."]
+        sentences.append("The full losses were measured on different data: heights of these runs cannot be compared.")
     else:
-        sentences = [_ranked(runs, heights, "{} walks higher above the valley floor than {}: {} on average")]
-    cosines = [-run.steps["cosine"].mean() for run in runs]
-    sentences.append(_ranked(runs, cosines, "{} turns back more sharply than {}: mean cosine {}", sign=-1))
+        heights = [run.steps["height"].mean() for run in runs]
+        higher = "{} walks higher above the valley floor than {}: {} on average, against {}."
+        highest = "{} walks highest above the valley floor: {} on average; {}."
+        sentences.append(_ranked(runs, heights, higher, highest))
+    cosines = [run.steps["cosine"].mean() for run in runs]
+    sharper = "{} turns back more sharply than {}: mean cosine {}, against {}."
+    sharpest = "{} turns back most sharply: mean cosine {}; {}."
+    sentences.append(_ranked(runs, cosines, sharper, sharpest, lowest_first=True))
     updates = min(len(run.steps) for run in runs)
     if updates:
-        distances = [run.steps["next_distance"].iloc[updates - 1] for run in runs]
         after = f"After {count(updates, 'update')} "
-        sentences.append(_ranked(runs, distances, after + "{} is farther from its start than {}: at {}"))
+        distances = [run.steps["next_distance"].iloc[updates - 1] for run in runs]
+        farther = after + "{} is farther from its start than {}: at {}, against {}."
+        farthest = after + "{} is farthest from its start: at {}; {}."
+        sentences.append(_ranked(runs, distances, farther, farthest))
     return [sentence for sentence in sentences if sentence]
 
 
-def _ranked(runs: Sequence[Run], values: list[float], words: str, sign: int = 1) -> str:
-    """The first of the runs by falling value against the others; '' unless two values are known and differ."""
-    known = [(value, plain(run.name, 40)) for value, run in zip(values, runs, strict=True) if not math.isnan(value)]
-    known.sort(key=lambda pair: -pair[0])
-    shown = [number(sign * value) for value, _ in known]
-    if len(set(shown)) < 2:
+def _ranked(runs: Sequence[Run], values: list[float], of_two: str, of_many: str, *, lowest_first: bool = False) -> str:
+    """The first run in order of the values beside the others; '' unless two values are known and differ."""
+    known = [(value, plain(run.name, 60)) for value, run in zip(values, runs, strict=True) if not math.isnan(value)]
+    known.sort(key=lambda pair: pair[0], reverse=not lowest_first)
+    shown = [(number(value), name) for value, name in known]
+    if len({value for value, _ in shown}) < 2:
         return ""
-    others = " and ".join(name for _, name in known[1:])
-    return f"{words.format(known[0][1], others, shown[0])}, against {', '.join(shown[1:])}."
+    (first_value, first), *others = shown
+    if len(others) == 1:
+        return of_two.format(first, others[0][1], first_value, others[0][0])
+    return of_many.format(first, first_value, ", ".join(f"{name} {value}" for value, name in others))
