@@ -24,10 +24,8 @@ CUTS: Mapping[Scale, str] = {
     "smoke": "Only to see that everything runs: scikit-learn's 8×8 digits, hidden layers of 50 and 35 units, one seed. "
     "Nothing here says anything about the paper.",
     "small": "Real MNIST and the paper's network, learning rate and batch size, but the first 15,000 of the 45,000 "
-    "training images, because a watched update costs ten passes over them. An epoch has 150 updates instead of 450. "
-    "Three seeds, of which the first is watched.",
-    "paper": "The published setting: 45,000 training images and the whole network. Three seeds, of which the first is "
-    "watched.",
+    "training images, because a watched update costs ten passes over them. An epoch has 150 updates instead of 450.",
+    "paper": "The published setting: 45,000 training images and the whole network.",
 }
 """What each scale leaves out, and why."""
 

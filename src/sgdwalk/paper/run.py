@@ -120,6 +120,7 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
         pictures=pictures,
         judged=judged,
         trainings=[(role, run) for role, each in runs.items() for run in each],
+        num_seeds=max(len(each) for each in runs.values()),
         formats=FORMATS,
         first_updates=FIRST_UPDATES,
     )
