@@ -342,8 +342,19 @@ def test_list_tells_what_can_be_reproduced_and_the_state_of_runs(out, capsys):
     text = capsys.readouterr().out
     for figure in ("fig17", "fig18", "fig19"):
         assert figure in text
-    assert f"{out}/finished: finished, finished, 8 updates" in text
+    assert f"{out}/finished: finished, 8 of 8 updates, finished" in text
     assert f"{out}/deeper/begun: begun, 7 of 8 updates, not finished" in text
+
+
+def test_a_run_that_is_being_written_is_told_from_one_that_was_killed(tmp_path, capsys):
+    writer = RunWriter.create(tmp_path / "run", settings("walk", config={}))
+    assert cli.main(["list", str(tmp_path)]) == 0
+    assert "run: walk, 0 updates, being written\n" in capsys.readouterr().out
+    assert output(python("-m", "sgdwalk", "list", tmp_path)).endswith("run: walk, 0 updates, being written\n")
+    writer.append(StepRecord(0))  # looking did not take the lock away
+    assert writer.close()
+    assert cli.main(["list", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("run: walk, 1 update\n")
 
 
 def test_list_of_a_folder_without_runs(tmp_path, capsys):

@@ -164,6 +164,18 @@ def test_trainings_that_fail_or_are_killed_are_named_and_the_others_are_finished
     assert 0 < begun < long.num_updates
 
 
+def test_no_training_outlives_what_started_it(tmp_path):
+    long = replace(TINY, epochs=10_000, watch=False)
+
+    def fail(name, num_done, num_updates, fraction):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train_all([long], tmp_path, update=fail)
+    assert 0 < len(sgdwalk.open_run(tmp_path / training_name(long)).steps) < long.num_updates
+    assert (tmp_path / training_name(long) / "writer.lock").read_text() == ""  # it saved its state and let go
+
+
 def test_ctrl_c_ends_the_children_keeps_what_is_finished_and_says_how_to_go_on(smoke, tmp_path):
     figure = registry.figure("fig18", "smoke")
     finished, *begun = (

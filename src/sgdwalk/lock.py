@@ -65,6 +65,26 @@ class WriterLock:
         _held.discard((self._pid, self._path))
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process on this host is writing the folder just now.
+
+    >>> import tempfile
+    >>> is_held(Path(tempfile.mkdtemp()))
+    False
+    """
+    path = Path(os.path.realpath(folder)) / LOCK_FILE
+    if (os.getpid(), path) in _held:
+        return True
+    try:
+        with open(path, "rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def _take(descriptor: int, folder: Path, path: Path) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,10 +14,11 @@ from rich.text import Text
 
 import sgdwalk
 from sgdwalk.analysis import sparkline
+from sgdwalk.lock import is_held
 from sgdwalk.paper import record
 from sgdwalk.paper.registry import TITLES
 from sgdwalk.summary import describe
-from sgdwalk.text import number, plain
+from sgdwalk.text import count, number, plain
 
 COLUMNS = {
     "epoch": "epoch",
@@ -90,13 +91,13 @@ def list_all(folder: Path) -> None:
 
 def state(run: sgdwalk.Run) -> str:
     """How far a run is, in words."""
-    done = f"{len(run.steps):,}"
     planned = run.info["config"].get("num_updates")
+    done = count(len(run.steps), "update") if planned is None else f"{len(run.steps):,} of {count(planned, 'update')}"
+    if run.path is not None and is_held(run.path):
+        return f"{done}, being written"
     if planned is None:
-        return f"{done} updates"
-    if record.is_finished(run):
-        return f"finished, {done} updates"
-    return f"{done} of {planned:,} updates, not finished"
+        return done
+    return f"{done}, finished" if record.is_finished(run) else f"{done}, not finished"
 
 
 def steps_of(values: pd.Series) -> str:

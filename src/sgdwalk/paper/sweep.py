@@ -70,25 +70,30 @@ def train_all(
     running: dict[int, _Training] = {}  # by the descriptor of its output
     failures: list[str] = []
     told_to_stop = False
-    with selectors.DefaultSelector() as selector:
-        while running or (waiting and not stop()):
-            if stop() and not told_to_stop:
-                told_to_stop = True
-                for training in running.values():
-                    training.process.send_signal(signal.SIGTERM)
-            while waiting and len(running) < jobs and not stop():
-                training = _Training(waiting.popleft(), folder, data_dir, execution or Execution())
-                running[training.output] = training
-                selector.register(training.output, selectors.EVENT_READ)
-            for key, _ in selector.select(timeout=0.5):
-                training = running[key.fd]
-                if training.read(update):
-                    continue
-                selector.unregister(key.fd)
-                del running[key.fd]
-                failure = training.finish()
-                if failure and not stop():
-                    failures.append(failure)
+    try:
+        with selectors.DefaultSelector() as selector:
+            while running or (waiting and not stop()):
+                if stop() and not told_to_stop:
+                    told_to_stop = True
+                    for training in running.values():
+                        training.process.send_signal(signal.SIGTERM)
+                while waiting and len(running) < jobs and not stop():
+                    training = _Training(waiting.popleft(), folder, data_dir, execution or Execution())
+                    running[training.output] = training
+                    selector.register(training.output, selectors.EVENT_READ)
+                for key, _ in selector.select(timeout=0.5):
+                    training = running[key.fd]
+                    if training.read(update):
+                        continue
+                    selector.unregister(key.fd)
+                    del running[key.fd]
+                    failure = training.finish()
+                    if failure and not stop():
+                        failures.append(failure)
+    finally:  # whatever ends this, no training outlives it
+        for training in running.values():
+            training.process.send_signal(signal.SIGTERM)
+            training.finish()
     if failures:
         raise sgdwalk.SgdwalkError(
             f"{len(failures)} of {len(experiments)} trainings failed: {'; '.join(failures)}. The others are kept: the "
