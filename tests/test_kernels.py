@@ -36,7 +36,7 @@ def test_sums_equal_their_float64_twins(kernel, dtype, chunk, monkeypatch):
     kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
 
-    param, update, distance = kernel().position_sums(vector, kept, start)
+    param, update, distance = kernel().position_sums(vector, kept, start, advance=False)
     theta = twin(vector)
     assert math.isclose(param, float(theta @ theta), rel_tol=tolerance)
     assert math.isclose(update, float((theta - kept.double()).square().sum()), rel_tol=tolerance)
@@ -74,14 +74,14 @@ def test_nan_is_not_moved_by_itself_and_reaches_the_sums(kernel):
     vector = ParameterVector([nn.Parameter(torch.tensor([1.0, math.nan, 2.0]))])
     kept = vector.read()
     assert not kernel().moved(vector, kept)
-    assert all(math.isnan(value) for value in kernel().position_sums(vector, kept, torch.zeros(3)))
+    assert all(math.isnan(value) for value in kernel().position_sums(vector, kept, torch.zeros(3), advance=False))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_long_sums_keep_their_digits(kernel):
     """A running float32 sum of 4 million ones stops growing at 2^24; blocks do not."""
     vector = ParameterVector([nn.Parameter(torch.full((20_000_000,), 1.0))])
-    assert kernel().position_sums(vector, vector.read(), torch.zeros(vector.size)) == (2e7, 0.0, 2e7)
+    assert kernel().position_sums(vector, vector.read(), torch.zeros(vector.size), advance=False) == (2e7, 0.0, 2e7)
 
 
 def test_plain_torch_serves_where_numba_is_absent(monkeypatch):

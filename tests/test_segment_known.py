@@ -455,3 +455,18 @@ def test_watching_fewer_steps_changes_no_number() -> None:
         segments = descend(model, optimizer, quadratic(1.0, 10.0), data, 7, when=when).segments
         numbers[name] = list(segments[segments.step % 3 == 0].loss)
     assert numbers["all"] == numbers["some"]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e22, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_gradients_whose_squares_leave_float32_keep_norm_and_cosine(scale: float, dtype: torch.dtype) -> None:
+    """(3, 4) and then (4, 3) times ``scale``: norms of 5 and a cosine of 24/25, and no gradient that counts as zero."""
+    model = Point(0.0, 0.0, dtype=dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, on_error="raise") as walk:
+        for gradient in ([3.0, 4.0], [4.0, 3.0]):
+            model.theta.grad = scale * torch.tensor(gradient, dtype=dtype)
+            optimizer.step()
+    steps = walk.run.steps
+    assert steps.cosine[1] == pytest.approx(24 / 25, rel=1e-6)
+    np.testing.assert_allclose(steps.grad_norm, 5 * scale, rtol=1e-6)

@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import itertools
+import sys
 import weakref
 from typing import Any
 
@@ -704,6 +705,66 @@ class Counter:
         self.calls = 0
 
 
+def grow_embedding(model: nn.Module) -> None:
+    """Two new words, as resize_token_embeddings does it through .data."""
+    weight = model[0].weight  # type: ignore[index]
+    weight.data = torch.cat([weight.data, torch.zeros(2, 4, dtype=weight.dtype)])
+
+
+def to_float64(model: nn.Module) -> None:
+    model.double()
+
+
+@pytest.mark.parametrize("kernel", ["numba", "torch"])
+@pytest.mark.parametrize("change", [grow_embedding, to_float64], ids=["shape", "dtype"])
+def test_parameters_that_change_shape_or_dtype_end_the_walk_in_words(change, kernel, monkeypatch):
+    """Kept vectors have the old layout: no number is made from them, and the training goes on as it would."""
+    if kernel == "torch":
+        monkeypatch.setitem(sys.modules, "numba", None)
+    generator = torch.Generator().manual_seed(0)
+    tokens, targets = torch.randint(0, 5, (20, 2), generator=generator), torch.randint(0, 3, (20,), generator=generator)
+    states = []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
+        optimizer = SGD(model.parameters(), lr=0.1)
+        if watch:
+            walk = sgdwalk.watch(model, optimizer, functional.cross_entropy, (tokens, targets))
+        for step in range(4):
+            if step == 2:
+                optimizer.zero_grad()
+                change(model)
+            optimizer.zero_grad()
+            functional.cross_entropy(model(tokens), targets).backward()
+            optimizer.step()
+        states.append(nets.everything(model, [optimizer]))
+    walk.close()
+    nets.assert_identical(states[1], states[0])
+    assert list(walk.run.steps.index) == [0, 1]
+    assert nets.event_kinds(walk.run) == ["measurement_failed"]
+    assert "shape" in walk.run.events["message"][0] or "dtype" in walk.run.events["message"][0]
+
+
+def test_a_replaced_head_whose_old_parameters_the_optimizer_keeps():
+    """Usual in fine-tuning by hand: the new head is walked on, and the old one moves no more."""
+    for evaluate_on in ("copy", "model"):
+        torch.manual_seed(0)
+        model = nets.mlp(dtype=F64)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        data = nets.classification(40, dtype=F64)
+        with sgdwalk.watch(model, optimizer, functional.cross_entropy, data, evaluate_on=evaluate_on) as walk:
+            for step in range(4):
+                if step == 2:
+                    model[2] = nn.Linear(8, 3).double()  # type: ignore[index]
+                    optimizer.add_param_group({"params": list(model[2].parameters())})  # type: ignore[index]
+                optimizer.zero_grad()
+                backward(model, seed=step)
+                optimizer.step()
+        assert nets.event_kinds(walk.run) == ["parameters_added"], evaluate_on
+        assert walk.run.steps["loss"].notna().all()
+        assert len(walk.run.steps) == 4
+
+
 # --- buffers that L reads ---------------------------------------------------------------------------------------------
 
 
@@ -1202,6 +1263,48 @@ def test_the_evaluation_uses_the_memory_format_of_its_own_copy_only():
         functional.cross_entropy(model(data[0]), data[1]).backward()
         optimizer.step()
     assert [parameter.stride() for parameter in model.parameters()] == strides
+
+
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+def test_tensor_hooks_on_parameters_belong_to_the_training(evaluate_on):
+    """A gradient mask or a logger registered with Parameter.register_hook is not called by, and not part of, ∇L."""
+    model = nets.mlp(dtype=F64)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    data = nets.classification(40, dtype=F64)
+    twin = Twin(model, optimizer, [data])
+    theta = nets.flat(list(model.parameters()))
+    calls: list[bool] = []
+
+    def halve(gradient: Tensor) -> Tensor:
+        calls.append(sgdwalk.is_measuring())
+        return gradient / 2
+
+    model[0].weight.register_hook(halve)  # type: ignore[index]
+    vector = torch.randn(75, dtype=F64, generator=torch.Generator().manual_seed(0))
+    taken: list[Tensor] = []
+
+    def measure(here: Any) -> float:
+        taken.extend([here.gradient(), here.hvp(vector)])
+        return 0.0
+
+    with sgdwalk.watch(
+        model,
+        optimizer,
+        functional.cross_entropy,
+        data,
+        measures={"m": sgdwalk.at(lambda step: step == 0, measure)},
+        evaluate_on=evaluate_on,
+        on_error="raise",
+    ):
+        for _ in range(2):
+            optimizer.zero_grad()
+            backward(model)
+            optimizer.step()
+    assert calls == [False, False]
+    twin.write(theta, {})
+    expected = nets.flat(torch.autograd.grad(twin.loss_tensor(), twin.parameters))
+    torch.testing.assert_close(taken[0], expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(taken[1], hessian_vector_product(twin, theta, vector), rtol=1e-10, atol=1e-12)
 
 
 # --- loaders ----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
 """The sums over coordinates that every update needs: cosine, distance and norms from one read of each vector.
 
-Partial sums over a block of 512 coordinates are taken in the parameters' own precision and totalled in float64. Two
-kernels give the same numbers up to that rounding: a fused loop compiled by numba, for parameters on the CPU where numba
-is installed, and plain torch operations, which always work.
+Two kernels give the same numbers up to rounding: fused loops compiled by numba, in float64 throughout, for parameters
+on the CPU where numba is installed; and plain torch operations, which always work. The latter take the partial sum over
+a block of 512 coordinates in the parameters' own precision and total the blocks in float64; where squares may have left
+the range of float32, they sum once more in float64 throughout.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +24,9 @@ BLOCK = 512
 
 CHUNK = 512 * BLOCK
 """Coordinates that the plain torch kernel gathers at a time: 1 MiB of float32, which stays in a cache."""
+
+SAFE_SUM = 1e-30
+"""A sum above this per coordinate has lost nothing that matters in products too small for float32 (below 1e-38)."""
 
 
 class Kernel(Protocol):
@@ -39,8 +44,10 @@ class Kernel(Protocol):
         """g_t·g_{t-1} and ‖g_t‖² where ``kept`` holds g_{t-1}; afterwards it holds g_t. None counts as zeros."""
         ...
 
-    def position_sums(self, vector: ParameterVector, kept: Tensor, start: Tensor) -> tuple[float, float, float]:
-        """‖θ‖², ‖θ - kept‖² and ‖θ - start‖²."""
+    def position_sums(
+        self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
+    ) -> tuple[float, float, float]:
+        """‖θ‖², ‖θ - kept‖² and ‖θ - start‖²; with ``advance`` θ replaces the kept copy in the same pass."""
         ...
 
 
@@ -62,34 +69,61 @@ class TorchKernel:
 
     def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
         bits = {torch.float32: torch.int32, torch.float64: torch.int64}[vector.dtype]
-        return any(
-            not torch.equal(chunk.view(bits), kept[span].view(bits))
-            for span, chunk in self._chunks(vector, _flat(vector))
-        )
+        pairs = zip(_flat(vector), vector.views(kept), strict=True)
+        return any(not torch.equal(values.view(bits), other.view(-1).view(bits)) for values, other in pairs)
 
     def gradient_sums(
         self, vector: ParameterVector, gradients: Sequence[Tensor | None], kept: Tensor
     ) -> tuple[float, float]:
+        def sums(span: slice, chunk: Tensor, spare: Tensor) -> list[Tensor]:
+            return [_block_total(torch.mul(chunk, other, out=spare)) for other in (kept[span].to(chunk), chunk)]
+
         flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
-        sums = []
-        for span, chunk in self._chunks(vector, flat):
-            sums.append(torch.stack([_block_total(chunk * kept[span]), _block_total(chunk * chunk)]))
-            kept[span].copy_(chunk)
-        dot, square = torch.stack(sums).sum(0).tolist()
+        dot, square = self._sums(vector, flat, sums)
+        for view, gradient in zip(vector.views(kept), gradients, strict=True):
+            view.zero_() if gradient is None else view.copy_(gradient)
         return dot, square
 
-    def position_sums(self, vector: ParameterVector, kept: Tensor, start: Tensor) -> tuple[float, float, float]:
-        sums = []
-        for span, chunk in self._chunks(vector, _flat(vector)):
-            update, displacement = chunk - kept[span], chunk - start[span]
-            squares = [chunk * chunk, update.square_(), displacement.square_()]
-            sums.append(torch.stack([_block_total(square) for square in squares]))
-        param, updated, distance = torch.stack(sums).sum(0).tolist()
-        return param, updated, distance
+    def position_sums(
+        self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
+    ) -> tuple[float, float, float]:
+        def sums(span: slice, chunk: Tensor, spare: Tensor) -> list[Tensor]:
+            return [
+                _block_total(torch.mul(chunk, chunk, out=spare)),
+                *(_block_total(torch.sub(chunk, other[span], out=spare).square_()) for other in (kept, start)),
+            ]
 
-    def _chunks(self, vector: ParameterVector, pieces: Sequence[Tensor | None]):
+        param, update, distance = self._sums(vector, _flat(vector), sums)
+        if advance:
+            vector.read_into(kept)
+        return param, update, distance
+
+    def _sums(
+        self,
+        vector: ParameterVector,
+        pieces: Sequence[Tensor | None],
+        sums: Callable[[slice, Tensor, Tensor], list[Tensor]],
+    ) -> list[float]:
+        """``sums(span, chunk, spare)`` over all chunks; once more in float64 where one left the range of float32.
+
+        All work is done in two buffers: fresh ones of this size would be mapped and cleared by the system each time.
+        """
+        totals: list[float] = []
+        for dtype in dict.fromkeys((vector.dtype, torch.float64)):
+            scratch, spare = torch.empty(2, min(CHUNK, vector.size), dtype=dtype, device=vector.device)
+            parts = [
+                torch.stack(sums(span, chunk, spare[: len(chunk)]))
+                for span, chunk in self._chunks(vector, pieces, scratch)
+            ]
+            totals = torch.stack(parts).sum(0).tolist()
+            if all(SAFE_SUM * vector.size < abs(total) < math.inf for total in totals):
+                break
+        return totals
+
+    def _chunks(
+        self, vector: ParameterVector, pieces: Sequence[Tensor | None], scratch: Tensor
+    ) -> Iterator[tuple[slice, Tensor]]:
         """The pieces gathered into runs of at most CHUNK coordinates: (span in the flat vector, values)."""
-        scratch = torch.empty(min(CHUNK, vector.size), dtype=vector.dtype, device=vector.device)
         index = 0
         for begin in range(0, vector.size, CHUNK):
             end = min(begin + CHUNK, vector.size)
@@ -145,12 +179,14 @@ class NumbaKernel:
             square += with_itself
         return dot, square
 
-    def position_sums(self, vector: ParameterVector, kept: Tensor, start: Tensor) -> tuple[float, float, float]:
+    def position_sums(
+        self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
+    ) -> tuple[float, float, float]:
         param = update = distance = 0.0
         origin = start.numpy()
         for index, (values, other) in enumerate(self._pairs(vector, kept)):
             span = slice(vector.offsets[index], vector.offsets[index + 1])
-            sums = self._position(values, other, origin[span])
+            sums = self._position(values, other, origin[span], advance)
             param += sums[0]
             update += sums[1]
             distance += sums[2]
@@ -184,51 +220,30 @@ def _compiled() -> tuple[Any, Any, Any]:
         return False
 
     @jit
-    def gradient_block(gradient, kept):
-        dot = gradient.dtype.type(0)
-        square = gradient.dtype.type(0)
-        for i in range(gradient.size):
-            value = gradient[i]
-            dot += value * kept[i]
-            square += value * value
-            kept[i] = value
-        return dot, square
-
-    @jit
     def gradient_sums(gradient, kept):
         dot = 0.0
         square = 0.0
-        for begin in range(0, gradient.size, BLOCK):
-            sums = gradient_block(gradient[begin : begin + BLOCK], kept[begin : begin + BLOCK])
-            dot += sums[0]
-            square += sums[1]
+        for i in range(gradient.size):
+            value = np.float64(gradient[i])
+            dot += value * np.float64(kept[i])
+            square += value * value
+            kept[i] = gradient[i]
         return dot, square
 
     @jit
-    def position_block(values, kept, start):
-        param = values.dtype.type(0)
-        update = values.dtype.type(0)
-        distance = values.dtype.type(0)
-        for i in range(values.size):
-            value = values[i]
-            step = value - kept[i]
-            displacement = value - start[i]
-            param += value * value
-            update += step * step
-            distance += displacement * displacement
-        return param, update, distance
-
-    @jit
-    def position_sums(values, kept, start):
+    def position_sums(values, kept, start, advance):
         param = 0.0
         update = 0.0
         distance = 0.0
-        for begin in range(0, values.size, BLOCK):
-            end = begin + BLOCK
-            sums = position_block(values[begin:end], kept[begin:end], start[begin:end])
-            param += sums[0]
-            update += sums[1]
-            distance += sums[2]
+        for i in range(values.size):
+            value = np.float64(values[i])
+            step = value - np.float64(kept[i])
+            displacement = value - np.float64(start[i])
+            param += value * value
+            update += step * step
+            distance += displacement * displacement
+            if advance:
+                kept[i] = values[i]
         return param, update, distance
 
     return differs, gradient_sums, position_sums

@@ -27,6 +27,7 @@ class ParameterVector:
         self.offsets = [0]
         for parameter in self.parameters:
             self.offsets.append(self.offsets[-1] + parameter.numel())
+        self._layout = [(parameter.shape, parameter.dtype) for parameter in self.parameters]
 
     @property
     def size(self) -> int:
@@ -40,6 +41,15 @@ class ParameterVector:
     @property
     def dtype(self) -> torch.dtype:
         return self.parameters[0].dtype
+
+    def check_layout(self) -> None:
+        """Raise where a parameter changed its shape or dtype: the kept vectors no longer fit it."""
+        for parameter, (shape, dtype) in zip(self.parameters, self._layout, strict=True):
+            if parameter.shape != shape or parameter.dtype != dtype:
+                raise InputError(
+                    f"A parameter of shape {tuple(shape)} and dtype {dtype} now has shape {tuple(parameter.shape)} and "
+                    f"dtype {parameter.dtype}: no segment leads from one to the other. Close the walk and watch again."
+                )
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.size, dtype=self.dtype, device=self.device)

@@ -136,7 +136,11 @@ class Replica(Site):
             for name, parameter in self.source.named_parameters(remove_duplicate=False)
         }
         walked = {id(parameter) for parameter in self.vector.parameters}
-        self.leaves = [copies[names[id(parameter)]] for parameter in self.vector.parameters]
+        # A layer that was replaced while the optimizer keeps its parameters: they are walked, but L reads them no more.
+        self.leaves = [
+            copies[names[id(parameter)]] if id(parameter) in names else nn.Parameter(parameter.detach().clone())
+            for parameter in self.vector.parameters
+        ]
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         for leaf in self.leaves:
@@ -189,7 +193,11 @@ class InPlace(Site):
             for parameter in self.source.parameters()
             if parameter.requires_grad is not (id(parameter) in wanted)
         ]
+        # The gradients taken here are no business of the hooks that the user put on the parameters for training.
+        hooked = [(leaf, leaf._backward_hooks) for leaf in self.leaves if leaf._backward_hooks]
         try:
+            for leaf, _ in hooked:
+                leaf._backward_hooks = None
             for parameter, flag in frozen:
                 parameter.requires_grad_(not flag)
             for layer, originals in buffers:
@@ -211,6 +219,8 @@ class InPlace(Site):
             self.here = []
             for parameter, flag in frozen:
                 parameter.requires_grad_(flag)
+            for leaf, hooks in hooked:
+                leaf._backward_hooks = hooks
 
 
 def _plain_attributes(layer: nn.Module) -> dict[str, object]:

@@ -38,11 +38,13 @@ class Trajectory:
         self._refresh()
 
     def _refresh(self) -> None:
-        self._param_square, _, self._distance_square = self.kernel.position_sums(self.vector, self.point, self.start)
+        sums = self.kernel.position_sums(self.vector, self.point, self.start, advance=False)
+        self._param_square, _, self._distance_square = sums
 
     def depart(self, parameters: Iterable[nn.Parameter]) -> tuple[bool, int]:
         """Before an update: take note of θ_t. Returns whether it moved since the last update, and how many parameters
         were added to the optimizer since then (θ_0 of those is where they stand now)."""
+        self.vector.check_layout()
         added = self._grow(list(parameters))
         moved = self.kernel.moved(self.vector, self.point)
         if moved:
@@ -61,8 +63,12 @@ class Trajectory:
             if id(parameter) in chosen:
                 self._final[index] = gradient.clone() if keep and gradient is not None else gradient
 
-    def measure(self) -> tuple[dict[str, float], dict[str, str]]:
-        """After an update, θ_t still kept: the columns of its row, and reasons for the undefined ones."""
+    def measure(self, *, advance: bool) -> tuple[dict[str, float], dict[str, str]]:
+        """After an update: the columns of its row, and reasons for the undefined ones.
+
+        ``advance`` lets θ_{t+1} become the kept point at once; without it θ_t stays, until ``arrive()``.
+        """
+        self.vector.check_layout()
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         first = self.gradient is None
@@ -72,7 +78,9 @@ class Trajectory:
         values["cosine"], why = _cosine(dot, self._gradient_square, square, first=first)
         if why:
             reasons["cosine"] = why
-        param_square, update_square, distance_square = self.kernel.position_sums(self.vector, self.point, self.start)
+        param_square, update_square, distance_square = self.kernel.position_sums(
+            self.vector, self.point, self.start, advance=advance
+        )
         squares = {
             "grad_norm": square,
             "param_norm": self._param_square,
@@ -84,14 +92,14 @@ class Trajectory:
             values[name] = math.sqrt(value) if math.isfinite(value) else NAN
             if not math.isfinite(value):
                 reasons[name] = "not finite"
+        self._final = [None] * len(self.vector.parameters)
         self._gradient_square = square
         self._param_square, self._distance_square = param_square, distance_square
         return values, reasons
 
     def arrive(self) -> None:
-        """The update's row is complete: θ_{t+1} becomes the kept point."""
+        """Nothing is left to be measured between θ_t and θ_{t+1}: the latter becomes the kept point."""
         self.vector.read_into(self.point)
-        self._final = [None] * len(self.vector.parameters)
 
     def digest(self) -> str:
         """Digest of the kept point, to tell after a resume whether training stands where the walk was saved."""

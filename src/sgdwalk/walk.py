@@ -275,15 +275,17 @@ class Walk:
         """θ_{t+1} stands in the model, θ_t is kept: measure what is due and record the update."""
         self._departed = False
         self._journal.commit_if_due()
-        values, reasons = self._trajectory.measure()
+        due = self._due()
+        values, reasons = self._trajectory.measure(advance=not due)
         interrupted: BaseException | None = None
         try:
-            result = self._measure()
+            result = self._measure(due)
         except BaseException as error:  # also Ctrl-C: the update was performed, so it keeps its row
             interrupted = error
             result = Measurement(reasons={"segment": f"interrupted by {type(error).__name__}: {error}"})
         self._record(values, reasons, result)
-        self._trajectory.arrive()
+        if due:
+            self._trajectory.arrive()
         self._step += 1
         if result.segment or result.measures:
             self._journal.commit(self._step)
@@ -307,12 +309,15 @@ class Walk:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _measure(self) -> Measurement:
-        due = {
+    def _due(self) -> set[str]:
+        """What is to be measured at this step: ``segment`` and names of measures."""
+        return {
             name
             for name, schedule in self._schedules.items()
             if schedule is not None and name not in self._disabled and schedule(self._step)
         }
+
+    def _measure(self, due: set[str]) -> Measurement:
         measures = {name: self._measures[name] for name in sorted(due - {"segment"})}
         if self._measuring is None:
             result = Measurement()
