@@ -88,6 +88,11 @@ class EvaluationData:
     def __iter__(self) -> Iterator[Any]:
         return (self._batches[index] for index in range(len(self)))
 
+    def versions(self) -> list[int]:
+        """Version counters of the data's tensors: they change where an example is written to in place."""
+        trees = self._batches.tensors if isinstance(self._batches, _IndexedTensors) else self._batches
+        return [leaf._version for leaf in leaves(trees) if isinstance(leaf, Tensor)]
+
     def fingerprint(self) -> str:
         """Digest of every value in every batch: two runs with the same one have the same data and partition."""
         digest = hashlib.blake2b(digest_size=16)
@@ -105,7 +110,7 @@ class _IndexedTensors(Sequence):
     """Blocks of rows of resident tensors, gathered when asked for: the data are never held twice."""
 
     def __init__(self, tensors: tuple[Tensor, ...], blocks: list[Tensor | slice]):
-        self._tensors = tensors
+        self.tensors = tensors
         self._blocks = blocks
 
     def __len__(self) -> int:
@@ -114,8 +119,8 @@ class _IndexedTensors(Sequence):
     def __getitem__(self, index: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         block = self._blocks[index]
         if isinstance(block, slice):
-            return tuple(tensor[block] for tensor in self._tensors)
-        return tuple(tensor.index_select(0, block.to(tensor.device)) for tensor in self._tensors)
+            return tuple(tensor[block] for tensor in self.tensors)
+        return tuple(tensor.index_select(0, block.to(tensor.device)) for tensor in self.tensors)
 
 
 def evaluation_data(
@@ -157,16 +162,28 @@ def _from_loader(
         raise InputError(
             "data is a DataLoader over an IterableDataset, which has no fixed examples: pass a list of its batches."
         )
-    own = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    if own is None:
+    if loader.batch_size is None and loader.batch_sampler is None:
         with isolated(torch.device("cpu")):
             collate: Callable[[Any], Any] = loader.collate_fn
             batches = [collate(dataset[index]) for index in range(_length(dataset))]
         return _from_batches(batches, batch_size, f"DataLoader over {type(dataset).__name__} of whole batches")
-    indices = list(range(_length(dataset)))
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        indices = sorted(loader.sampler.indices)
+    indices = _sampled(getattr(loader.batch_sampler, "sampler", loader.sampler), _length(dataset))
+    own = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return _from_dataset(dataset, indices, loader.collate_fn, batch_size or own, partition_seed, batchnorm)
+
+
+def _sampled(sampler: Any, length: int) -> list[int]:
+    """The examples that a loader's sampler draws from: a training split may be named by the sampler alone."""
+    if isinstance(sampler, SubsetRandomSampler):
+        return sorted(sampler.indices)
+    if isinstance(sampler, (list, tuple, range)):
+        return sorted({int(index) for index in sampler})
+    if hasattr(sampler, "__len__") and len(sampler) != length and not hasattr(sampler, "num_samples"):
+        raise InputError(
+            f"The DataLoader's {type(sampler).__name__} draws {len(sampler)} of {length} examples, and which is not "
+            "known: pass torch.utils.data.Subset(dataset, indices) as data."
+        )
+    return list(range(length))
 
 
 def _from_tensors(
@@ -237,7 +254,7 @@ def _from_batches(batches: Sequence[Any], batch_size: int | None, kind: str) -> 
     sizes = [batch_length(batch) for batch in batches]
     if 0 in sizes:
         raise InputError(f"Batch {sizes.index(0)} of data holds no example: leave it out.")
-    return EvaluationData(batches, sizes, kind, prebatched=True)
+    return EvaluationData(list(batches), sizes, kind, prebatched=True)
 
 
 def _partition(length: int, batch_size: int | None, seed: int | None, batchnorm: bool) -> list[np.ndarray]:
@@ -323,8 +340,8 @@ def same(first: Any, second: Any) -> bool:
             if one.shape != other.shape or not torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)):
                 return False
         elif isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-            if not np.array_equal(one, other):
+            if not np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind in "fc"):
                 return False
-        elif one is not other and one != other:
+        elif one is not other and one != other and (one == one or other == other):
             return False
     return True

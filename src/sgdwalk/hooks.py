@@ -36,8 +36,8 @@ class Listener(Protocol):
 
 
 def bare_optimizer(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside Accelerate's and Lightning's wrappers, whose own hooks never fire."""
-    while True:
+    """The optimizer whose ``step`` calls its hooks: inside Accelerate's and Lightning's wrappers it is another one."""
+    while not getattr(type(optimizer).step if hasattr(type(optimizer), "step") else None, "hooked", False):
         inner = getattr(optimizer, "optimizer", None)
         if not isinstance(inner, Optimizer):
             inner = getattr(optimizer, "_optimizer", None)
@@ -48,6 +48,11 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
         raise InputError(
             f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: pass the optimizer that steps, a "
             "list of them, or None and call walk.before_step() and walk.after_step() yourself."
+        )
+    if not getattr(type(optimizer).step, "hooked", False):
+        raise InputError(
+            f"The step() of {type(optimizer).__name__} calls no hooks, so its updates cannot be seen: pass the optimizer "
+            "inside it, or None and call walk.before_step() and walk.after_step() yourself."
         )
     return optimizer
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import parametrize
 
 _MEASURING: ContextVar[bool] = ContextVar("sgdwalk_is_measuring", default=False)
 
@@ -48,6 +49,7 @@ def isolated(device: torch.device) -> Iterator[None]:
             for device_type in {"cpu", device.type}:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             stack.enter_context(_full_float32())
+            stack.enter_context(_plain_computation())
             if device.type == "cuda":
                 stack.enter_context(_deterministic_cudnn())
             if "torch._dynamo" in sys.modules:
@@ -94,6 +96,24 @@ _PRECISION_HOLDERS: tuple[Any, ...] = (
     _BACKENDS.mkldnn.conv,
     _BACKENDS.mkldnn.rnn,
 )
+
+
+@contextlib.contextmanager
+def _plain_computation() -> Iterator[None]:
+    """No result kept from another point, and no eval-mode shortcut that computes another function than training does.
+
+    ``parametrize.cached()`` around the training step would return one point's weights for all; the fused path of
+    transformer layers in eval mode treats padding differently from the path that has a gradient.
+    """
+    cache_depth, cache = parametrize._cache_enabled, parametrize._cache
+    shortcut = torch.backends.mha.get_fastpath_enabled()
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = cache_depth, cache
+        torch.backends.mha.set_fastpath_enabled(shortcut)
 
 
 @contextlib.contextmanager

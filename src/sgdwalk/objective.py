@@ -35,7 +35,10 @@ class LossSums:
     @property
     def mean(self) -> float:
         """L: reduced once, divided once; nats per example (per counted unit where loss_fn gives counts)."""
-        return math.fsum(self.sums) / math.fsum(self.counts) if all(map(math.isfinite, self.sums)) else math.nan
+        total, count = sum(self.sums), math.fsum(self.counts)
+        if not math.isfinite(total) or count == 0.0:
+            return math.nan
+        return math.fsum(self.sums) / count
 
     def first(self, batches: int) -> LossSums:
         return LossSums(self.sums[:batches], self.counts[:batches])
@@ -138,8 +141,12 @@ class FullLoss:
         """The same loss on a float64 copy of the site's module; costs two more parameter vectors while it lives."""
         twin = copy.copy(self)
         twin.site = copy.copy(self.site)
+        if isinstance(self.loss_fn, nn.Module):  # class weights, say
+            twin.loss_fn = copy.deepcopy(self.loss_fn).to(torch.float64)
         memo: dict[int, Any] = {}
-        twin.site.module = copy.deepcopy(self.site.module, memo).to(torch.float64)
+        for tensor in (*self.site.module.parameters(), *self.site.module.buffers()):
+            memo[id(tensor)] = _in_float64(tensor)  # at once: a float32 copy on the way would be one vector more
+        twin.site.module = copy.deepcopy(self.site.module, memo)
         twin.site.leaves = [memo[id(leaf)] for leaf in self.site.leaves]
         twin.site.targets = [leaf.detach() for leaf in twin.site.leaves]
         return twin
@@ -241,6 +248,11 @@ class FullLoss:
             if isinstance(self.loss_fn(*self.outputs(0)), Tensor):
                 return float(self.data.num_examples)
             return math.fsum(self.sums().counts)
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    converted = tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
+    return nn.Parameter(converted, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else converted
 
 
 class NoSecondDerivativeError(Exception):

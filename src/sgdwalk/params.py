@@ -76,6 +76,10 @@ class ParameterVector:
         return [None if parameter.grad is None else _dense(parameter.grad.detach()) for parameter in self.parameters]
 
 
+_PIECE = 1 << 18
+"""Coordinates converted at a time."""
+
+
 def lerp_into(targets: Sequence[Tensor], starts: Sequence[Tensor], ends: Sequence[Tensor], alpha: float) -> None:
     """Write (1 - α) start + α end into each target; the ends themselves are copied, bit for bit."""
     for target, start, end in zip(targets, starts, ends, strict=True):
@@ -85,13 +89,18 @@ def lerp_into(targets: Sequence[Tensor], starts: Sequence[Tensor], ends: Sequenc
             target.copy_(end)
         elif target.dtype == start.dtype and target.stride() == start.stride():
             torch.lerp(start, end, alpha, out=target)
+        elif target.is_contiguous() and start.is_contiguous() and end.is_contiguous():
+            # Another dtype: in pieces, or the converted ends would be vectors of their own.
+            for part, low, high in zip(*(t.view(-1).split(_PIECE) for t in (target, start, end)), strict=True):
+                part.copy_(low).lerp_(high.to(part.dtype), alpha)
         else:
-            target.copy_(torch.lerp(start.to(target.dtype), end.to(target.dtype), alpha))
+            target.copy_(start).lerp_(end.to(target.dtype), alpha)
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The tensor's values as bytes, in logical order, whatever its dtype."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    flat = dense.to("cpu").contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 

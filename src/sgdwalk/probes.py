@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgdwalk.data import leaves, map_tensors
@@ -20,6 +21,7 @@ def first_evaluation(full_loss: FullLoss) -> tuple[LossSums, list[str]]:
 
     Returns the sums, and what could not be checked, in words.
     """
+    _refuse_other_parameters(full_loss)
     unchecked: list[str] = []
     sums: list[float] = []
     counts: list[float] = []
@@ -39,7 +41,7 @@ def first_evaluation(full_loss: FullLoss) -> tuple[LossSums, list[str]]:
     evaluated = LossSums(tuple(sums), tuple(counts))
     if not math.isfinite(evaluated.mean):
         raise InputError(
-            f"The full loss is not finite at the start ({math.fsum(sums) / math.fsum(counts)}): "
+            f"The full loss is not finite at the start (a sum of {sum(sums)} over a count of {sum(counts):g}): "
             "check the data for NaN and the model's initialization."
         )
     again = full_loss.sums(min(NOISE_BATCHES, len(sums)))
@@ -51,7 +53,38 @@ def first_evaluation(full_loss: FullLoss) -> tuple[LossSums, list[str]]:
                 "eval mode (functional dropout with training=True, noise layers), or the data change when read. Make "
                 "it deterministic in eval mode: use nn.Dropout or pass self.training."
             )
+    if max(full_loss.data.sizes) < 2:
+        unchecked.append(
+            "Whether loss_fn is a batch mean could not be checked, because no batch has two examples; return "
+            "(sum, count) to be sure."
+        )
     return evaluated, unchecked[:1]
+
+
+def _refuse_other_parameters(full_loss: FullLoss) -> None:
+    """Find a forward or loss_fn that computes with the user's own model instead of the module it is handed."""
+    site = full_loss.site
+    if site.module is site.source:
+        return
+    own = {id(parameter) for parameter in site.source.parameters()}
+    try:
+        with torch.enable_grad():
+            value, _ = full_loss.batch(0)
+    except Exception:  # the first evaluation, which comes next, explains it
+        return
+    waiting, seen = [value.grad_fn if isinstance(value, Tensor) else None], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in own:
+            raise InputError(
+                "The loss is computed with the model's own parameters, not with those of the copy that is evaluated: "
+                "forward, loss_fn or a method put on the model holds on to the model itself. Use the module that "
+                'forward(model, batch) is handed, or pass evaluate_on="model".'
+            )
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 def _checked_batch(full_loss: FullLoss, index: int, unchecked: list[str]) -> tuple[Any, Any]:
