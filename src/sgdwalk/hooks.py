@@ -51,8 +51,8 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
         )
     if not getattr(type(optimizer).step, "hooked", False):
         raise InputError(
-            f"The step() of {type(optimizer).__name__} calls no hooks, so its updates cannot be seen: pass the optimizer "
-            "inside it, or None and call walk.before_step() and walk.after_step() yourself."
+            f"The step() of {type(optimizer).__name__} calls no hooks, so its updates cannot be seen: pass the "
+            "optimizer inside it, or None and call walk.before_step() and walk.after_step() yourself."
         )
     return optimizer
 
