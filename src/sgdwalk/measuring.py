@@ -63,6 +63,7 @@ class Measuring:
         self.full_loss = self._build()
         self._kept: LossSums | None = None
         self._kept_fingerprint = b""
+        self._data_versions = data.versions()
         self._told: set[str] = set()
 
     def begin(self) -> list[str]:
@@ -71,7 +72,7 @@ class Measuring:
         with self.full_loss.evaluating():
             site = self.full_loss.site
             site.write(site.here)
-            self._kept_fingerprint = site.fingerprint()
+            self._kept_fingerprint = self.full_loss.fingerprint()
             self._kept, unchecked = first_evaluation(self.full_loss)
         return unchecked
 
@@ -90,8 +91,9 @@ class Measuring:
     ) -> Measurement:
         """Measure between the trajectory's kept point θ_t and the model's parameters θ_{t+1}."""
         result = Measurement()
+        self._look_at_data(result)
         with self.full_loss.evaluating():
-            fingerprint = self.full_loss.site.fingerprint()
+            fingerprint = self.full_loss.fingerprint()
             known = self._kept if fingerprint == self._kept_fingerprint else None
             self.forget()
             if segment:
@@ -125,6 +127,14 @@ class Measuring:
                 result.reasons["loss_noise"] = f"no evaluation in float64: {type(error).__name__}: {error}"
         self.num_watched += 1
         return losses[0], losses[-1]
+
+    def _look_at_data(self, result: Measurement) -> None:
+        versions = self.full_loss.data.versions()
+        if versions != self._data_versions:
+            self._data_versions = versions
+            self.forget()
+            message = "The data were written to in place: L is of other data from here on. Pass a copy to watch()."
+            result.remarks.append(("data_changed", message))
 
     def _remark(self, result: Measurement) -> None:
         remarks = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sgdwalk.data import EvaluationData, map_tensors
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
-from sgdwalk.replica import Replica, Site, batchnorm_layers
+from sgdwalk.replica import Replica, Site, batchnorm_layers, function_state, update_digest
 
 NOISE_BATCHES = 10
 """Evaluation batches on which the loss noise and the determinism of L are probed."""
@@ -69,6 +70,12 @@ class FullLoss:
         self._device = site.vector.device
         self._mixes_examples = site.batchnorm == "train" and bool(batchnorm_layers(site.source))
         self._channels_last = False
+
+    def fingerprint(self) -> bytes:
+        """Digest of all that L depends on besides the walked parameters: the site's and the loss function's."""
+        digest = hashlib.blake2b(self.site.fingerprint(), digest_size=16)
+        update_digest(digest, function_state(self.loss_fn))
+        return digest.digest()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

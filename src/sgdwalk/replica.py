@@ -10,7 +10,9 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -93,7 +95,8 @@ class Site:
         walked = {id(parameter) for parameter in self.vector.parameters}
         for name, layer in self.source.named_modules():
             hooks = [list(layer.__dict__[table]) for table in _HOOK_TABLES]
-            digest.update(repr((name, type(layer).__qualname__, hooks, _plain_attributes(layer))).encode())
+            digest.update(repr((name, type(layer).__qualname__, hooks)).encode())
+            update_digest(digest, _plain_attributes(layer))
             for key, value in [*layer._parameters.items(), *layer._buffers.items()]:
                 if value is None or id(value) in walked or self._never_read(layer, key):
                     continue
@@ -163,7 +166,7 @@ class Replica(Site):
         for layer, twin in self._layers:
             for key, value in layer._buffers.items():
                 if value is not None and not self._never_read(layer, key):
-                    twin._buffers[key].copy_(value)  # pyright: ignore[reportOptionalMemberAccess]
+                    twin._buffers[key] = value.detach().clone()
             for key, value in _plain_attributes(layer).items():
                 twin.__dict__[key] = copy.deepcopy(value)
             for table in _HOOK_TABLES:
@@ -186,6 +189,12 @@ class InPlace(Site):
         self.targets = [parameter.data for parameter in self.vector.parameters]
         self.here = self.vector.views(self.vector.read())
         attributes = [(layer, dict(layer.__dict__)) for layer in self.source.modules()]
+        containers = [
+            (value, copy.deepcopy(value))
+            for layer in self.source.modules()
+            for value in _plain_attributes(layer).values()
+            if isinstance(value, (list, dict, set, Tensor, np.ndarray))
+        ]
         buffers = [(layer, dict(layer._buffers)) for layer in self.source.modules()]
         wanted = {id(leaf) for leaf in self.leaves}
         frozen = [
@@ -209,18 +218,33 @@ class InPlace(Site):
             set_evaluation_mode(self.source, self.batchnorm)
             yield
         finally:
-            for layer, originals in buffers:
-                layer._buffers.clear()
-                layer._buffers.update(originals)
             for layer, originals in attributes:
                 layer.__dict__.clear()
                 layer.__dict__.update(originals)
+            for layer, originals in buffers:
+                layer._buffers.clear()
+                layer._buffers.update(originals)
+            for container, content in containers:
+                _refill(container, content)
             self.write(self.here)
             self.here = []
             for parameter, flag in frozen:
                 parameter.requires_grad_(flag)
             for leaf, hooks in hooked:
                 leaf._backward_hooks = hooks
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container that the forward pass may have changed its content back; it stays the same object."""
+    if isinstance(container, Tensor):
+        container.data.copy_(content)
+    elif isinstance(container, np.ndarray):
+        container[...] = content
+    elif isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
 
 
 def _plain_attributes(layer: nn.Module) -> dict[str, object]:
@@ -233,7 +257,50 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.keys())) and all(map(_is_plain, value.values()))
-    return isinstance(value, _PLAIN_TYPES)
+    if isinstance(value, Tensor):
+        return value.grad_fn is None and not isinstance(value, nn.Parameter)
+    return isinstance(value, (*_PLAIN_TYPES, np.ndarray, np.generic))
+
+
+def update_digest(digest: Any, value: object) -> None:
+    """Feed a plain value, whole, into a digest."""
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            digest.update(repr(key).encode())
+            update_digest(digest, part)
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__} {len(value)}".encode())
+        for part in value:
+            update_digest(digest, part)
+    else:
+        digest.update(repr(value).encode())
+
+
+def function_state(function: object) -> dict[str, object]:
+    """What a loss function may be steered by: a module's attributes and buffers, a function's defaults and closure."""
+    if isinstance(function, nn.Module):
+        return {
+            f"{name}.{key}": value
+            for name, layer in function.named_modules()
+            for key, value in {**_plain_attributes(layer), **layer._buffers, **layer._parameters}.items()
+        }
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    attributes = getattr(function, "__dict__", {})
+    parts = {"closure": cells, "defaults": getattr(function, "__defaults__", None), **attributes}
+    return {key: value for key, value in parts.items() if _is_plain(value)}
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return _is_plain(cell.cell_contents)
+    except ValueError:  # a variable that has no value yet
+        return False
 
 
 def _bare_modules(module: nn.Module) -> list[nn.Module]:

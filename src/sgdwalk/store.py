@@ -27,7 +27,14 @@ INFO_FILE = "run.json"
 DATABASE_FILE = "steps.sqlite"
 START_FILE = "start.safetensors"
 """θ_0, written by whoever trains."""
-_UNFINISHED = {START_FILE, LOCK_FILE, DATABASE_FILE, f"{DATABASE_FILE}-journal", f".{INFO_FILE}.partial"}
+_UNFINISHED = {
+    START_FILE,
+    f".{START_FILE}.partial",
+    LOCK_FILE,
+    DATABASE_FILE,
+    f"{DATABASE_FILE}-journal",
+    f".{INFO_FILE}.partial",
+}
 _LONGEST_PATH = 504  # bytes; SQLite opens no database with a longer path
 _TRAINING_WAIT_SECONDS = 0.05
 _PATIENT_WAIT_SECONDS = 30.0

@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -43,13 +44,20 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def _close_if_alive(reference: weakref.ref[Walk]) -> None:
+    """At the interpreter's end; a walk that nobody holds any more is not kept alive for it."""
+    walk = reference()
+    if walk is not None:
+        walk.close()
+
+
 class Walk:
     """A watched training; made by :func:`watch`. Listens to updates and keeps one record of each."""
 
     def __init__(
         self,
         optimizers: list[Optimizer],
-        parameters: list[nn.Parameter],
+        parameters: Callable[[], list[nn.Parameter]],
         trajectory: Trajectory,
         measuring: Measuring | None,
         evaluations: EvaluationData | None,
@@ -82,7 +90,8 @@ class Walk:
         self._hooks = UpdateHooks(optimizers, self) if optimizers else None
         if not self._must_load:
             self._tell_remarks()
-        atexit.register(self.close)
+        self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
+        atexit.register(self._at_exit)
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
 
@@ -109,6 +118,8 @@ class Walk:
         """
         if epoch is not None and (isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1):
             raise InputError(f"epoch counts from 1; note() got {epoch!r}.")
+        if isinstance(batch_loss, torch.Tensor) and batch_loss.numel() != 1:
+            raise InputError(f"batch_loss must be one number; note() got a tensor of shape {tuple(batch_loss.shape)}.")
         # After an epoch's last update its values are noted: the epoch is that of the update just performed.
         known = epoch if epoch is not None else self._epoch_of(max(self._step - 1, 0))
         if values and known is None:
@@ -124,7 +135,9 @@ class Walk:
         except (TypeError, ValueError) as error:
             raise InputError(f"note() keeps numbers; got {values!r}.") from error
         if batch_loss is not None:
-            self._batch_loss = batch_loss.detach() if isinstance(batch_loss, torch.Tensor) else batch_loss
+            self._batch_loss = (
+                batch_loss.detach().clone() if isinstance(batch_loss, torch.Tensor) else float(batch_loss)
+            )
         if epoch is not None:
             self._epoch = epoch
         if known is None or not numbers:
@@ -156,7 +169,7 @@ class Walk:
             raise InputError(
                 "after_step() was called without before_step(): θ_t was not seen. Call it before the update."
             )
-        self._take_gradients(self._parameters, keep=False)
+        self._take_gradients(self._parameters(), keep=False)
         self.after_update()
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,18 +219,25 @@ class Walk:
         if self._hooks is not None:
             self._hooks.remove()
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         schedule = self._schedules["segment"]
         never = self._measuring is not None and not self._measuring.num_watched and "segment" not in self._disabled
         if self._step and schedule is not None and never:
             self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
-        if self._optimizers and not self._step and not self._must_load:
+        if self._optimizers and not self._step and not self._must_load and "walk" not in self._disabled:
             self._event(
                 "no_update", "No update was seen: did another optimizer, or a copy of this one, step?", show=True
             )
+        if (
+            self._step
+            and "walk" not in self._disabled
+            and self._trajectory.kernel.moved(self._trajectory.vector, self._trajectory.point)
+        ):
+            message = "The parameters moved after the last update that was seen: did another optimizer step?"
+            self._event("moved_parameters", message)
         # The records stay readable; the model, the optimizer and the vectors of their size are let go.
         self._hooks = self._measuring = self._evaluations = None
-        self._optimizers, self._parameters, self._measures = [], [], {}
+        self._optimizers, self._parameters, self._measures = [], list, {}
         del self._trajectory
         lost = self._journal.close()
         if lost is not None:
@@ -247,8 +267,9 @@ class Walk:
     def _depart(self) -> None:
         self._journal.commit_if_due()
         if self._optimizers:
-            self._learning_rate = float(self._optimizers[0].param_groups[0]["lr"])
-        moved, added = self._trajectory.depart(self._present_parameters())
+            rate = self._optimizers[0].param_groups[0].get("lr")
+            self._learning_rate = NAN if rate is None else float(rate)
+        moved, added = self._trajectory.depart(self._parameters())
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
             if self._measuring is not None:
@@ -311,11 +332,16 @@ class Walk:
 
     def _due(self) -> set[str]:
         """What is to be measured at this step: ``segment`` and names of measures."""
-        return {
-            name
-            for name, schedule in self._schedules.items()
-            if schedule is not None and name not in self._disabled and schedule(self._step)
-        }
+        due = set()
+        for name, schedule in self._schedules.items():
+            if schedule is None or name in self._disabled:
+                continue
+            try:
+                if schedule(self._step):
+                    due.add(name)
+            except Exception as error:
+                self._disable(name, error)
+        return due
 
     def _measure(self, due: set[str]) -> Measurement:
         measures = {name: self._measures[name] for name in sorted(due - {"segment"})}
@@ -327,7 +353,11 @@ class Walk:
                     for name, measure in measures.items():
                         take(name, measure, place, result)
         elif due:
-            result = self._measuring.measure(self._here, segment="segment" in due, measures=measures)
+            try:
+                result = self._measuring.measure(self._here, segment="segment" in due, measures=measures)
+            except Exception as error:  # the model could not be copied again, say
+                reasons = dict.fromkeys(due, f"measurement failed: {type(error).__name__}: {error}")
+                result = Measurement(reasons=reasons, failures=[(name, error) for name in sorted(due)])
         else:
             self._measuring.forget()
             return Measurement()
@@ -362,17 +392,6 @@ class Walk:
         if self._epoch is not None:
             return self._epoch
         return None if self._steps_per_epoch is None else step // self._steps_per_epoch + 1
-
-    def _present_parameters(self) -> list[nn.Parameter]:
-        """The optimizers' parameters as they are now: layers may be unfrozen late."""
-        if not self._optimizers:
-            return self._parameters
-        return [
-            parameter
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
 
     def _disable(self, name: str, error: Exception) -> None:
         if self._on_error == "raise":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -24,7 +27,7 @@ from sgdwalk.provenance import check_resumable, provenance
 from sgdwalk.records import SCHEMA_VERSION
 from sgdwalk.replica import bare_module, batchnorm_layers
 from sgdwalk.run import STEP_TABLE_COLUMNS
-from sgdwalk.store import START_FILE, RunWriter, holds_run, write_atomically
+from sgdwalk.store import START_FILE, RunWriter, fsync_folder, holds_run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.walk import Walk
 from sgdwalk.when import StepPredicate, When, describe, every
@@ -166,7 +169,7 @@ def watch(
         _save_start(writer.folder / START_FILE, bare_module(model), trajectory)
     return Walk(
         optimizers,
-        parameters,
+        lambda: _listed(model, optimizers),
         trajectory,
         measuring,
         evaluations,
@@ -220,17 +223,17 @@ def _optimizers(optimizer: Any) -> list[Optimizer]:
 def _parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parameter]:
     """The walked parameters, after checking that the model has them."""
     own = {id(parameter) for parameter in bare_module(model).parameters()}
+    if isinstance(bare_module(model), torch.jit.ScriptModule):
+        raise InputError(
+            "The model is a TorchScript module, which cannot be evaluated elsewhere: pass the module itself."
+        )
     lazy = [name for name, tensor in _named_tensors(bare_module(model)) if is_lazy(tensor)]
     if lazy:
         raise InputError(
             f"The model has lazy parameters or buffers that are not initialized yet ({', '.join(lazy[:3])}): run one "
             "forward pass before watch()."
         )
-    if not optimizers:
-        return [parameter for parameter in bare_module(model).parameters() if parameter.requires_grad]
-    parameters = [
-        parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
-    ]
+    parameters = _listed(model, optimizers)
     foreign = sum(id(parameter) not in own for parameter in parameters)
     if foreign:
         raise InputError(
@@ -238,6 +241,13 @@ def _parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parame
             "parameters the optimizer was made with (and make the optimizer after moving the model)."
         )
     return parameters
+
+
+def _listed(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parameter]:
+    """The parameters that the optimizers move as they are now; layers may be unfrozen late."""
+    if not optimizers:
+        return [parameter for parameter in bare_module(model).parameters() if parameter.requires_grad]
+    return [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -278,7 +288,9 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
             return value.tolist()
         if isinstance(value, (tuple, list)):
             return [plain(part) for part in value]
-        return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+        if isinstance(value, (bool, int, str, type(None))) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        return repr(value)
 
     groups = []
     for group in optimizer.param_groups:
@@ -293,11 +305,17 @@ def _save_start(path: Path, module: nn.Module, trajectory: Trajectory) -> None:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     vector = trajectory.vector
     tensors = zip(vector.parameters, vector.views(trajectory.start), strict=True)
-    content = safetensors.torch.save({names[id(parameter)]: start.contiguous() for parameter, start in tensors})
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror}.") from error
+        # Straight into the file: the content as bytes would be one more vector.
+        safetensors.torch.save_file({names[id(parameter)]: start for parameter, start in tensors}, partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        fsync_folder(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {error}.") from error
 
 
 def _open_writer(
