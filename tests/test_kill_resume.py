@@ -104,9 +104,10 @@ def test_a_watched_step_is_stored_whole_or_not_at_all(trainings):
     assert all(alphas == [0.0, 0.25, 0.5, 0.75, 1.0] for alphas in points)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(trainings, capsys):
-    folder, _ = trainings
-    damaged = folder / "three-times"
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys):
+    command = [*SETTINGS, "--out", str(tmp_path), "--name", "damaged", "--resume"]
+    assert cli.main(command) == 0
+    damaged = tmp_path / "damaged"
     expected = exact(damaged), final_checkpoint(damaged)
     tensors = damaged / "checkpoints" / "step-20" / "tensors.safetensors"
     content = bytearray(tensors.read_bytes())
@@ -116,7 +117,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(trainin
     with contextlib.closing(sqlite3.connect(damaged / "steps.sqlite")) as database, database:
         for name in ("steps", "segments"):
             database.execute(f"DELETE FROM {name} WHERE step >= 19")
-    assert cli.main([*SETTINGS, "--out", str(folder), "--name", "three-times", "--resume"]) == 0
+    assert cli.main(command) == 0
     complaints = capsys.readouterr().err
     assert "step-20 is damaged" in complaints
     assert "going on from step-18" in complaints

@@ -91,7 +91,8 @@ def list_all(folder: Path) -> None:
 
 def state(run: sgdwalk.Run) -> str:
     """How far a run is, in words."""
-    planned = run.info["config"].get("num_updates")
+    config = run.info["config"]
+    planned = config.get("num_updates") if "settings_hash" in config else None
     done = count(len(run.steps), "update") if planned is None else f"{len(run.steps):,} of {count(planned, 'update')}"
     if run.path is not None and is_held(run.path):
         return f"{done}, being written"

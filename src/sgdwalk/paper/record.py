@@ -25,7 +25,7 @@ def is_finished(run: sgdwalk.Run) -> bool:
 
     A run that ``train`` did not make has no end that could be known, and counts as finished.
     """
-    if "experiment" not in run.info["config"]:
+    if "settings_hash" not in run.info["config"]:
         return True
     experiment = Experiment.from_dict(run.info["config"]["experiment"])
     last_epoch = (experiment.num_updates - 1) // experiment.steps_per_epoch + 1
