@@ -64,7 +64,6 @@ class FullLoss:
         self.data = data
         self.loss_fn = loss_fn
         self.forward = forward or default_forward
-        self.num_evaluations = 0
         self.hvp_method = "double_backward"
         self.halved: set[int] = set()
         self._device = site.vector.device
@@ -86,7 +85,6 @@ class FullLoss:
     def sums(self, batches: int | None = None) -> LossSums:
         """The loss summed over the first ``batches`` batches (all by default) at the site's present point."""
         pairs = [self.batch(index) for index in range(len(self.data) if batches is None else batches)]
-        self.num_evaluations += batches is None
         return LossSums(_floats([value for value, _ in pairs]), _floats([count for _, count in pairs]))
 
     def gradient(self) -> Tensor:

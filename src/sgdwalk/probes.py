@@ -37,7 +37,6 @@ def first_evaluation(full_loss: FullLoss) -> tuple[LossSums, list[str]]:
                 raise InputError(_failure(full_loss, index, error)) from error
         sums.append(float(value))
         counts.append(float(count))
-    full_loss.num_evaluations += 1
     evaluated = LossSums(tuple(sums), tuple(counts))
     if not math.isfinite(evaluated.mean):
         raise InputError(
