@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sgdwalk.errors import InputError
 from sgdwalk.objective import FullLoss, LossSums
+from sgdwalk.operators import MATRICES, LossOperator, Operator, contiguous
 from sgdwalk.when import StepPredicate
 
 Measured = float | Mapping[str, float]
@@ -23,6 +26,7 @@ class Here:
         step: t, counted from 0.
         epoch: counted from 1; None where the loop did not say.
         learning_rate: of the first parameter group.
+        optimizers: those whose update t was just performed, with the state that it left; to be read only.
     """
 
     def __init__(
@@ -33,13 +37,18 @@ class Here:
         point: Tensor,
         full_loss: FullLoss | None,
         known_loss: LossSums | None,
+        optimizers: Sequence[Optimizer] = (),
     ):
         self.step = step
         self.epoch = epoch
         self.learning_rate = learning_rate
+        self.optimizers = tuple(optimizers)
         self._point = point
         self._full_loss = full_loss
         self._known_loss = known_loss
+        self._stands = False
+        self._operators: dict[tuple[type, tuple[int, ...] | None], LossOperator] = {}
+        self._resources = contextlib.ExitStack()
 
     @property
     def parameters(self) -> Tensor:
@@ -72,12 +81,41 @@ class Here:
             raise InputError(
                 f"hvp() got a vector of shape {tuple(vector.shape)}; it takes one of {tuple(self._point.shape)}."
             )
-        return self._objective().hessian_vector_product(vector.to(self._point))
+        return self.matrix("hessian") @ vector
+
+    def matrix(self, name: str = "hessian", *, parameters: Sequence[str] | None = None) -> Operator:
+        """A matrix of L at θ_t as an operator, ``matrix @ v``; all measures of a step share what it keeps.
+
+        Args:
+            name: ``hessian`` or ``gauss_newton``.
+            parameters: names of parameters or layers to restrict it to; all walked ones by default.
+
+        Raises:
+            InputError: for another name, or for parameters that do not walk.
+        """
+        if name not in MATRICES:
+            raise InputError(f"matrix {name!r} does not exist; there is {' and '.join(map(repr, MATRICES))}.")
+        objective = self._objective()
+        indices = None if parameters is None else tuple(objective.site.indices(parameters))
+        key = (MATRICES[name], indices)
+        if key not in self._operators:
+            if not self._operators:
+                self._resources.enter_context(contiguous(objective))
+            self._operators[key] = MATRICES[name](objective, indices)
+            self._resources.callback(self._operators[key].release)
+        return self._operators[key]
+
+    def leave(self) -> None:
+        """Let go of all that was kept for the measures of this step."""
+        self._operators = {}
+        self._resources.close()
 
     def _objective(self) -> FullLoss:
         if self._full_loss is None:
             raise InputError("This walk was given no data and loss_fn, so the full loss cannot be measured.")
-        self._full_loss.site.write(self._full_loss.site.vector.views(self._point))
+        if not self._stands:  # once: writing would spoil graphs that are kept
+            self._full_loss.site.write(self._full_loss.site.vector.views(self._point))
+            self._stands = True
         return self._full_loss
 
 

@@ -104,8 +104,11 @@ class Measuring:
                     result.failures.append(("segment", error))
                     result.reasons["segment"] = f"measurement failed: {type(error).__name__}: {error}"
             place = here(self._trajectory.point, self.full_loss, known)
-            for name, measure in measures.items():
-                take(name, measure, place, result)
+            try:
+                for name, measure in measures.items():
+                    take(name, measure, place, result)
+            finally:
+                place.leave()
         self._remark(result)
         return result
 

@@ -1,4 +1,4 @@
-"""The full loss L(θ): value, gradient and Hessian-vector product over all evaluation batches."""
+"""The full loss L(θ): value and gradient over all evaluation batches."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgdwalk.data import EvaluationData, map_tensors
 from sgdwalk.errors import InputError
@@ -65,10 +64,11 @@ class FullLoss:
         self.loss_fn = loss_fn
         self.forward = forward or default_forward
         self.hvp_method = "double_backward"
+        """How second derivatives are had; ``finite_difference`` once a kernel turned out to have none."""
         self.halved: set[int] = set()
         self._device = site.vector.device
         self._mixes_examples = site.batchnorm == "train" and bool(batchnorm_layers(site.source))
-        self._channels_last = False
+        self.channels_last = False
 
     def fingerprint(self) -> bytes:
         """Digest of all that L depends on besides the walked parameters: the site's and the loss function's."""
@@ -87,60 +87,16 @@ class FullLoss:
         pairs = [self.batch(index) for index in range(len(self.data) if batches is None else batches)]
         return LossSums(_floats([value for value, _ in pairs]), _floats([count for _, count in pairs]))
 
-    def gradient(self) -> Tensor:
-        """∇L at the site's present point, flat.  # (d,)"""
-        total = torch.zeros(self.site.vector.size, dtype=self.site.leaves[0].dtype, device=self._device)
+    def gradient(self, leaves: Sequence[nn.Parameter] | None = None, batches: Sequence[int] | None = None) -> Tensor:
+        """∇L at the site's present point, flat; by all walked parameters over all batches, or by and over some.  # (d,)"""
+        leaves = self.site.leaves if leaves is None else leaves
+        total = torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=self._device)
+        count = self.total_count(batches)
         with torch.enable_grad():
-            for loss in self._weighted_losses():
-                total += _flatten(torch.autograd.grad(loss, self.site.leaves, materialize_grads=True))
+            for index in range(len(self.data)) if batches is None else batches:
+                loss = self.weighted_loss(index, count)
+                total += _flatten(torch.autograd.grad(loss, leaves, materialize_grads=True))
         return total
-
-    def hessian_vector_product(self, vector: Tensor) -> Tensor:
-        """∇²L v at the site's present point, flat; ``hvp_method`` then says how it was had.  # (d,) -> (d,)
-
-        By double backward; where a kernel has no second derivative, by the central difference of two float64 gradients.
-        """
-        if self.hvp_method == "double_backward":
-            try:
-                return self._double_backward(vector)
-            except NoSecondDerivativeError:
-                self.hvp_method = "finite_difference"
-            except RuntimeError as error:
-                if "derivative" not in str(error) and "double backward" not in str(error):
-                    raise
-                self.hvp_method = "finite_difference"
-        return self._finite_difference(vector)
-
-    def _double_backward(self, vector: Tensor) -> Tensor:
-        total = torch.zeros_like(vector)
-        directions = self.site.vector.views(vector)
-        # Fused attention kernels have no second derivative; the plain one computes the same function.
-        with torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
-            for loss in self._weighted_losses():
-                gradients = torch.autograd.grad(loss, self.site.leaves, create_graph=True, materialize_grads=True)
-                _refuse_dead_ends(gradients)
-                inner = torch.stack([(g * v).sum() for g, v in zip(gradients, directions, strict=True)]).sum()
-                if inner.requires_grad:
-                    total += _flatten(torch.autograd.grad(inner, self.site.leaves, materialize_grads=True))
-        return total
-
-    def _finite_difference(self, vector: Tensor) -> Tensor:
-        """(∇L(θ + h v) - ∇L(θ - h v)) / 2h in float64, with h ‖v‖ = ε^(1/3) (1 + ‖θ‖)."""
-        direction = vector.to(torch.float64)
-        norm = float(torch.linalg.vector_norm(direction))
-        if norm == 0.0:
-            return torch.zeros_like(vector)
-        twin = self.in_float64()
-        point = _flatten(tuple(twin.site.targets))
-        h = torch.finfo(torch.float64).eps ** (1 / 3) * (1.0 + float(torch.linalg.vector_norm(point))) / norm
-        gradients = []
-        for sign in (1.0, -1.0):
-            for target, value in zip(
-                twin.site.targets, twin.site.vector.views(point + sign * h * direction), strict=True
-            ):
-                target.copy_(value)
-            gradients.append(twin.gradient())
-        return ((gradients[0] - gradients[1]) / (2 * h)).to(vector.dtype)
 
     def in_float64(self) -> FullLoss:
         """The same loss on a float64 copy of the site's module; costs two more parameter vectors while it lives."""
@@ -164,16 +120,20 @@ class FullLoss:
         with self.evaluating():
             site.write(site.here)
             before = self.sums(1)
-            site.set_memory_format(torch.channels_last)
-            self._channels_last = True
+            self.set_channels_last(True)
             try:
                 after = self.sums(1)
             except RuntimeError:  # .view() of an activation, say
                 after = LossSums((math.nan,), (1.0,))
             if not math.isclose(before.mean, after.mean, rel_tol=1e-4, abs_tol=1e-6):
-                site.set_memory_format(torch.contiguous_format)
-                self._channels_last = False
-        return self._channels_last
+                self.set_channels_last(False)
+        return self.channels_last
+
+    def set_channels_last(self, yes: bool) -> None:
+        """Store the copy's weights, and give it its inputs, in that order of memory or in the usual one."""
+        assert isinstance(self.site, Replica), "the user's own model keeps its format"
+        self.site.set_memory_format(torch.channels_last if yes else torch.contiguous_format)
+        self.channels_last = yes
 
     def _prepared(self, batch: Any) -> Any:
         dtype = self.site.leaves[0].dtype
@@ -183,7 +143,7 @@ class FullLoss:
                 tensor = tensor.to(self._device)
             if dtype == torch.float64 and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
-            if self._channels_last and tensor.dim() == 4:
+            if self.channels_last and tensor.dim() == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             return tensor
 
@@ -192,7 +152,7 @@ class FullLoss:
     def batch(self, index: int) -> tuple[Tensor | float, Tensor | float]:
         batch = self.data[index]
         try:
-            return self._sum_and_count(*self.forward(self.site.module, self._prepared(batch)), self.data.sizes[index])
+            return self.sum_and_count(*self.forward(self.site.module, self._prepared(batch)), self.data.sizes[index])
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or self._mixes_examples or self.data.sizes[index] < 2:
                 raise
@@ -205,7 +165,7 @@ class FullLoss:
         for low, high in ((0, size // 2), (size // 2, size)):
             part = map_tensors(lambda tensor, low=low, high=high: tensor[low:high], batch)
             try:
-                value, number = self._sum_and_count(*self.forward(self.site.module, self._prepared(part)), high - low)
+                value, number = self.sum_and_count(*self.forward(self.site.module, self._prepared(part)), high - low)
                 total, count = total + float(value), count + float(number)
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or high - low < 2:
@@ -218,7 +178,7 @@ class FullLoss:
         """The model's output and the target of one evaluation batch."""
         return self.forward(self.site.module, self._prepared(self.data[index]))
 
-    def _sum_and_count(self, output: Any, target: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
+    def sum_and_count(self, output: Any, target: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
         return self.as_sum_and_count(self.loss_fn(output, target), size)
 
     def as_sum_and_count(self, loss: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
@@ -240,43 +200,23 @@ class FullLoss:
             f"mean, per-example losses of shape ({size},), or a pair (sum, count)."
         )
 
-    def _weighted_losses(self) -> Iterator[Tensor]:
-        """Each batch's share of L, to differentiate: they add up to L."""
-        total = self._total_count()
-        for index, size in enumerate(self.data.sizes):
-            value, _ = self._sum_and_count(*self.outputs(index), size)
-            yield torch.as_tensor(value) / total
+    def weighted_loss(self, index: int, total_count: float) -> Tensor:
+        """One evaluation batch's share of L, to differentiate: the shares add up to L."""
+        value, _ = self.sum_and_count(*self.outputs(index), self.data.sizes[index])
+        return torch.as_tensor(value) / total_count
 
-    def _total_count(self) -> float:
-        """The denominator of L: N, unless loss_fn counts for itself."""
+    def total_count(self, batches: Sequence[int] | None = None) -> float:
+        """The denominator of L, or of the mean over some batches: examples, unless loss_fn counts for itself."""
+        chosen = range(len(self.data)) if batches is None else batches
         with torch.no_grad():
             if isinstance(self.loss_fn(*self.outputs(0)), Tensor):
-                return float(self.data.num_examples)
-            return math.fsum(self.sums().counts)
+                return float(sum(self.data.sizes[index] for index in chosen))
+            return math.fsum(_floats([self.batch(index)[1] for index in chosen]))
 
 
 def _in_float64(tensor: Tensor) -> Tensor:
     converted = tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
     return nn.Parameter(converted, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else converted
-
-
-class NoSecondDerivativeError(Exception):
-    """A kernel on the way from the parameters to the loss can be differentiated once only."""
-
-
-def _refuse_dead_ends(gradients: tuple[Tensor, ...]) -> None:
-    """Find kernels marked as differentiable once: their error node lies off every path to the parameters, so autograd
-    would leave their part out of a second derivative without a word."""
-    seen: set[Any] = set()
-    waiting = [gradient.grad_fn for gradient in gradients]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "torch::autograd::Error":
-            raise NoSecondDerivativeError
-        waiting.extend(following for following, _ in node.next_functions)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

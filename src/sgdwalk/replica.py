@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,26 @@ def set_evaluation_mode(module: nn.Module, batchnorm: str) -> None:
             layer.track_running_stats = False
 
 
+def select(own: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Positions in ``own`` of the parameters that are named, or belong to a layer that is.
+
+    Raises:
+        InputError: for a name that stands for none of them.
+    """
+    if isinstance(names, str) or not names:
+        raise InputError(
+            f"parameters={names!r}: a list of names of parameters or layers is wanted, such as ['0.weight']."
+        )
+    for name in names:
+        if not any(_belongs(each, name) for each in own):
+            raise InputError(f"There is no parameter or layer {name!r} to differentiate by; there is {', '.join(own)}.")
+    return [index for index, each in enumerate(own) if any(_belongs(each, name) for name in names)]
+
+
+def _belongs(parameter: str, name: str) -> bool:
+    return parameter == name or parameter.startswith(f"{name}.")
+
+
 class Site:
     """A module to evaluate at points other than the one where training stands."""
 
@@ -84,6 +104,16 @@ class Site:
         """Move the module to a point, given as tensors of the parameters' shapes."""
         for target, value in zip(self.targets, values, strict=True):
             target.copy_(value)
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """Which of the walked parameters belong to the named parameters or layers, in the vector's order.
+
+        Raises:
+            InputError: for a name that stands for no walked parameter.
+        """
+        own = {id(parameter): name for name, parameter in self.source.named_parameters()}
+        walked = [own.get(id(parameter), "") for parameter in self.vector.parameters]
+        return select(walked, names)
 
     def occupied(self) -> contextlib.AbstractContextManager[None]:
         """Bring the site up to date with the model; on leaving, the model is bitwise what it was."""

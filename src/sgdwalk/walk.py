@@ -368,7 +368,9 @@ class Walk:
         return result
 
     def _here(self, point: torch.Tensor, full_loss: Any, known: Any) -> Here:
-        return Here(self._step, self._epoch_of(self._step), self._learning_rate, point, full_loss, known)
+        return Here(
+            self._step, self._epoch_of(self._step), self._learning_rate, point, full_loss, known, self._optimizers
+        )
 
     def _record(self, values: dict[str, float], reasons: dict[str, str], result: Measurement) -> None:
         batch_loss, self._batch_loss = self._batch_loss, None

@@ -1,0 +1,285 @@
+"""Extreme eigenpairs of a symmetric operator that is known by its products with vectors only.
+
+Rayleigh-Ritz on a growing orthonormal basis V whose products W = A V are kept. The basis grows by the residual of a
+wanted pair, which spans the same spaces as Lanczos when it starts from one vector, may start from several vectors, and
+tells the true residual ‖A x - λ x‖ of every pair at no further product. At its limit the basis shrinks to the best
+Ritz vectors (thick restart).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdwalk.errors import InputError
+
+WHICH = ("magnitude", "largest", "smallest")
+MAX_BASIS = 40
+"""Vectors in the basis before it restarts; with their products twice as many vectors are held."""
+
+_CHUNK = 1 << 16
+"""Coordinates converted to float64 at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Eigenpairs:
+    """Eigenpairs of a symmetric operator, each with what it is worth.
+
+    Attributes:
+        values: λ, signed, in the order asked for.  # (k,)
+        residuals: ‖A x - λ x‖₂ for the unit vectors x: some eigenvalue lies within this distance of λ.  # (k,)
+        converged: whether the residual is at most tolerance · |λ|.  # (k,)
+        vectors: unit eigenvectors, as rows.  # (k, d)
+        num_products: products A v that it took.
+        reason: why it stopped short, in words; empty where all pairs converged.
+        start: where a problem much like this one may start from: A x of the best Ritz vectors x, the wanted ones
+            first, which is a step of power iteration ahead of x and costs no product.  # (m, d)
+    """
+
+    values: Tensor
+    residuals: Tensor
+    converged: Tensor
+    vectors: Tensor
+    num_products: int
+    reason: str
+    start: Tensor
+
+
+def extreme_eigenpairs(
+    product: Callable[[Tensor], Tensor],
+    size: int,
+    *,
+    k: int = 1,
+    which: str = "magnitude",
+    tolerance: float = 1e-3,
+    max_products: int = 200,
+    start: Tensor | None = None,
+    num_kept: int = 0,
+    max_basis: int = MAX_BASIS,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Eigenpairs:
+    """The k eigenpairs of largest magnitude, or at one end of the spectrum.
+
+    Args:
+        product: v -> A v for a symmetric A.  # (d,) -> (d,)
+        size: d.
+        k: how many pairs.
+        which: ``magnitude``, ``largest`` or ``smallest`` (algebraically).
+        tolerance: a pair has converged when ‖A x - λ x‖ ≤ tolerance · |λ|.
+        max_products: products after which it stops, converged or not.
+        start: vectors to begin with, need not be orthogonal; random ones where there are fewer than k.  # (m, d)
+        num_kept: vectors to return in ``start`` beyond the k wanted ones.
+        max_basis: vectors held, with their products, before the basis restarts.
+        generator: of the random vectors, on the CPU: the same one gives the same numbers.
+
+    >>> matrix = torch.diag(torch.tensor([3.0, -5.0, 1.0]))
+    >>> pairs = extreme_eigenpairs(lambda v: matrix @ v, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(pairs.values.item(), 5), pairs.converged.item()
+    (-5.0, True)
+    """
+    check_settings(k=k, which=which, tolerance=tolerance, max_products=max_products, size=size)
+    basis = _Basis(size, min(size, max(max_basis, 2 * k + 4)), dtype, device)
+    products = 0
+    reason = ""
+
+    def random() -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+
+    waiting = [] if start is None else list(start.to(device=device, dtype=dtype))
+    waiting += [random() for _ in range(min(k, size) - len(waiting))]
+    ritz, before = None, [math.inf] * k
+    while True:
+        while waiting and products < max_products:
+            vector = basis.orthonormal(waiting.pop(0))
+            if vector is None:
+                continue
+            image = product(vector)
+            products += 1
+            if not bool(torch.isfinite(image).all()):
+                reason = "a product with the operator is not finite"
+                break
+            basis.add(vector, image)
+        if basis.length == 0:
+            if reason:
+                break
+            waiting = [random()]
+            continue
+        ritz = basis.ritz(k, which)
+        # A value that still moves is not the extreme one yet, however small its residual.
+        moving = [start is None and abs(a - b) > tolerance * abs(a) for a, b in zip(ritz.values, before, strict=False)]
+        before = ritz.values
+        unconverged = [
+            i
+            for i, (value, residual) in enumerate(zip(ritz.values, ritz.residuals, strict=True))
+            if not residual <= tolerance * abs(value) or (moving[i] and basis.length < size)
+        ]
+        if reason or (not unconverged and len(ritz.values) == min(k, size)):
+            break
+        if products >= max_products:
+            reason = f"not converged after {products} products"
+            break
+        if basis.length == size:  # the whole space: only rounding is left, and more products cannot mend it
+            reason = "tolerance is below the rounding of the operator's products"
+            break
+        if basis.length == basis.capacity:
+            basis.restart(ritz_keep(k, basis.capacity), which)
+            continue
+        expansion = basis.orthonormal(basis.residual(ritz.coordinates[unconverged[0]])) if unconverged else None
+        waiting = [random() if expansion is None else expansion]
+    return _result(basis, ritz, reason, tolerance, products, k, num_kept, which)
+
+
+def ritz_keep(k: int, capacity: int) -> int:
+    """Ritz vectors that survive a restart: the wanted ones and enough beside them to go on converging."""
+    return min(k + max(2, capacity // 4), capacity - 1)
+
+
+def check_settings(*, k: int, which: str, tolerance: float, max_products: int, size: int) -> None:
+    if which not in WHICH:
+        raise InputError(f"which={which!r} does not exist; there is {', '.join(map(repr, WHICH))}.")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
+        raise InputError(f"k={k!r}: ask for 1 to {size} eigenpairs, the number of parameters.")
+    if not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise InputError(f"tolerance={tolerance!r}: a relative residual between 0 and 1 is wanted, such as 1e-3.")
+    if isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1:
+        raise InputError(f"max_products={max_products!r}: at least one product is needed.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ritz:
+    values: list[float]
+    residuals: list[float]
+    coordinates: list[Tensor]
+    """Of each wanted Ritz vector in the basis, followed by its value.  # (length,)"""
+
+
+class _Basis:
+    """Orthonormal rows V, their products W, and the projected matrix V W in float64."""
+
+    def __init__(self, size: int, capacity: int, dtype: torch.dtype, device: torch.device | None):
+        self.length, self.capacity = 0, capacity
+        self._size, self._dtype, self._device = size, dtype, device
+        self._vectors = self._images = torch.empty(0, size, dtype=dtype, device=device)
+        self._projected = torch.zeros(0, 0, dtype=torch.float64)
+
+    @property
+    def vectors(self) -> Tensor:
+        return self._vectors[: self.length]
+
+    @property
+    def images(self) -> Tensor:
+        return self._images[: self.length]
+
+    def orthonormal(self, vector: Tensor) -> Tensor | None:
+        """The part of ``vector`` outside the basis, of length 1; None where nothing but rounding is left."""
+        norm = float(torch.linalg.vector_norm(vector.to(torch.float64)))
+        if not math.isfinite(norm) or norm == 0.0 or self.length == self._size:
+            return None
+        vector = vector / norm
+        for _ in range(3):
+            if self.length:
+                vector = vector - (self.vectors @ vector) @ self.vectors
+            shrunk = float(torch.linalg.vector_norm(vector.to(torch.float64)))
+            if shrunk < 100 * torch.finfo(self._dtype).eps:
+                return None
+            vector = vector / shrunk
+            if shrunk > 0.5:
+                break
+        return vector
+
+    def add(self, vector: Tensor, image: Tensor) -> None:
+        if self.length == len(self._vectors):
+            self._grow()
+        self._vectors[self.length], self._images[self.length] = vector, image
+        self.length += 1
+        column = inner_products(self.vectors, image)
+        row = inner_products(self.images, vector)
+        projected = torch.zeros(self.length, self.length, dtype=torch.float64)
+        projected[:-1, :-1] = self._projected
+        # The mean of both sides: what rounding leaves unsymmetric belongs to neither.
+        projected[-1] = projected[:, -1] = (column + row) / 2
+        self._projected = projected
+
+    def _grow(self) -> None:
+        rows = min(self.capacity, max(4, 2 * self.length))
+        for name in ("_vectors", "_images"):
+            larger = torch.empty(rows, self._size, dtype=self._dtype, device=self._device)
+            larger[: self.length] = getattr(self, name)[: self.length]
+            setattr(self, name, larger)
+
+    def ritz(self, count: int, which: str) -> _Ritz:
+        values, coordinates = self._ordered(which)
+        chosen = range(min(count, self.length))
+        pairs = [torch.cat([coordinates[:, i], values[i : i + 1]]) for i in chosen]
+        residuals = [float(torch.linalg.vector_norm(self.residual(pair).to(torch.float64))) for pair in pairs]
+        return _Ritz([float(values[i]) for i in chosen], residuals, pairs)
+
+    def _ordered(self, which: str) -> tuple[Tensor, Tensor]:
+        values, coordinates = torch.linalg.eigh(self._projected)
+        key = {"magnitude": -values.abs(), "largest": -values, "smallest": values}[which]
+        order = torch.argsort(key, stable=True)
+        return values[order], coordinates[:, order]
+
+    def residual(self, pair: Tensor) -> Tensor:
+        """A x - λ x of a Ritz pair given by its coordinates and value.  # (d,)"""
+        coordinates, value = pair[:-1], float(pair[-1])
+        return combination(coordinates, self.images) - value * combination(coordinates, self.vectors)
+
+    def restart(self, keep: int, which: str) -> None:
+        """Shrink to the ``keep`` best Ritz vectors."""
+        values, coordinates = self._ordered(which)
+        kept = coordinates[:, :keep]
+        vectors, images = ([combination(kept[:, i], rows) for i in range(keep)] for rows in (self.vectors, self.images))
+        for i in range(keep):
+            self._vectors[i], self._images[i] = vectors[i], images[i]
+        self.length = keep
+        self._projected = torch.diag(values[:keep])
+
+    def best(self, count: int, which: str) -> tuple[Tensor, Tensor]:
+        """The best Ritz vectors x, and A x, as unit rows."""
+        _, coordinates = self._ordered(which)
+        chosen = coordinates[:, :count].T
+        return tuple(
+            torch.nn.functional.normalize(torch.stack([combination(row, rows) for row in chosen]))
+            for rows in (self.vectors, self.images)
+        )  # pyright: ignore[reportReturnType]
+
+
+def inner_products(rows: Tensor, vector: Tensor) -> Tensor:
+    """Each row's inner product with ``vector``, summed in float64.  # (n, d), (d,) -> (n,) on the CPU"""
+    total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
+    for part, piece in zip(rows.split(_CHUNK, 1), vector.split(_CHUNK), strict=True):
+        total += part.to(torch.float64) @ piece.to(torch.float64)
+    return total.cpu()
+
+
+def combination(coordinates: Tensor, rows: Tensor) -> Tensor:
+    """Σ c_i row_i.  # (n,), (n, d) -> (d,)"""
+    return coordinates.to(rows) @ rows
+
+
+def _result(
+    basis: _Basis,
+    ritz: _Ritz | None,
+    reason: str,
+    tolerance: float,
+    products: int,
+    k: int,
+    num_kept: int,
+    which: str,
+) -> Eigenpairs:
+    if ritz is None:
+        nan, nothing = torch.full((k,), math.nan, dtype=torch.float64), torch.empty(0, basis.vectors.shape[1])
+        no = torch.zeros(k, dtype=torch.bool)
+        return Eigenpairs(nan, nan, no, torch.full((k, nothing.shape[1]), math.nan), products, reason, nothing)
+    values = torch.tensor(ritz.values, dtype=torch.float64)
+    residuals = torch.tensor(ritz.residuals, dtype=torch.float64)
+    vectors, images = basis.best(len(values) + num_kept, which)
+    converged = (residuals <= tolerance * values.abs()) & (not reason.startswith("a product"))
+    return Eigenpairs(values, residuals, converged, vectors[: len(values)], products, reason, images)
