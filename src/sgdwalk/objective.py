@@ -88,7 +88,7 @@ class FullLoss:
         return LossSums(_floats([value for value, _ in pairs]), _floats([count for _, count in pairs]))
 
     def gradient(self, leaves: Sequence[nn.Parameter] | None = None, batches: Sequence[int] | None = None) -> Tensor:
-        """∇L at the site's present point, flat; by all walked parameters over all batches, or by and over some.  # (d,)"""
+        """∇L at the site's point, flat; by all walked parameters over all batches, or by and over some.  # (d,)"""
         leaves = self.site.leaves if leaves is None else leaves
         total = torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=self._device)
         count = self.total_count(batches)

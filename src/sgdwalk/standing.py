@@ -69,7 +69,7 @@ class StandingLoss(FullLoss):
 
 
 def selected(model: nn.Module, names: Sequence[str] | None) -> list[nn.Parameter]:
-    """The model's parameters that need a gradient, or the named ones and those of named layers, in the model's order."""
+    """The parameters that need a gradient, or the named ones and those of named layers, in the model's order."""
     own = {name: parameter for name, parameter in bare_module(model).named_parameters() if parameter.requires_grad}
     parameters = list(own.values())
     return parameters if names is None else [parameters[index] for index in select(list(own), names)]
