@@ -27,7 +27,7 @@ LAYERS = [
     {"replica", "trajectory", "checkpoints"},
     {"objective"},
     {"operators"},
-    {"segment", "probes", "measures"},
+    {"segment", "probes", "measures", "overheard"},
     {"standing"},
     {"measuring", "hooks"},
     {"journal"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from sgdwalk.data import EvaluationData
 from sgdwalk.measures import Here, Measured, columns
 from sgdwalk.objective import Forward, FullLoss, LossFunction, LossSums
+from sgdwalk.overheard import Overheard
 from sgdwalk.probes import first_evaluation
 from sgdwalk.records import NAN, SegmentPoint
 from sgdwalk.replica import InPlace, Replica
@@ -53,6 +54,7 @@ class Measuring:
     ):
         self.num_points = num_points
         self.num_watched = 0
+        self._model = model
         self._trajectory = trajectory
         self._build: Callable[[], FullLoss] = lambda: FullLoss(
             (InPlace if evaluate_on == "model" else Replica)(model, trajectory.vector, batchnorm),
@@ -75,6 +77,22 @@ class Measuring:
             self._kept_fingerprint = self.full_loss.fingerprint()
             self._kept, unchecked = first_evaluation(self.full_loss)
         return unchecked
+
+    def batches(self) -> Iterator[Any]:
+        """The evaluation batches for a loop that accumulates over them; what it computes of L(θ_t) is kept.
+
+        Only where nothing is known of L(θ_t) yet, and the model stands at the kept point before and after.
+        """
+        pass_over = Overheard(self.full_loss, self._model)
+        if self._kept is not None or self._moved():
+            yield from self.full_loss.data
+            return
+        yield from pass_over.batches()
+        if pass_over.sums is not None and not self._moved():
+            self._kept, self._kept_fingerprint = pass_over.sums, self.full_loss.fingerprint()
+
+    def _moved(self) -> bool:
+        return self._trajectory.kernel.moved(self._trajectory.vector, self._trajectory.point)
 
     def forget(self) -> None:
         """The parameters moved since the last evaluation: its loss is no start of a segment."""

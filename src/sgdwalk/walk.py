@@ -147,13 +147,21 @@ class Walk:
     def batches(self) -> Iterator[Any]:
         """The evaluation batches, in order, for a full-batch gradient descent loop to accumulate over.
 
+        Where the update before was not watched and the next one is, what such a loop computes saves the evaluation of
+        L(θ_t): each batch must then go once, as it is, through the model. Elsewhere it is evaluated as always.
+
         Raises:
             InputError: for a walk without data.
         """
         self._check_open()
         if self._evaluations is None:
             raise InputError("This walk was given no data and loss_fn, so it has no evaluation batches.")
-        return iter(self._evaluations)
+        schedule = self._schedules["segment"]
+        try:
+            due = self._measuring is not None and schedule is not None and schedule(self._step)
+        except Exception:  # it will be told when the step is taken
+            due = False
+        return self._measuring.batches() if self._measuring is not None and due else iter(self._evaluations)
 
     def before_step(self, *, learning_rate: float = NAN) -> None:
         """Manual use: the parameters are θ_t, the update comes next."""

@@ -1,0 +1,174 @@
+"""A loop over ``walk.batches()`` computes L(θ_t) itself: it is taken where it is the same number, and only there."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import nets
+import sgdwalk
+from sgdwalk.objective import FullLoss
+
+N, B = 41, 16
+NUM_BATCHES = 3
+
+
+def net(*, batchnorm: bool = True, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 8), nn.BatchNorm1d(8) if batchnorm else nn.Identity(), nn.Tanh(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(8, 3))
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """How many batches were evaluated."""
+    counted = []
+    batch = FullLoss.batch
+    monkeypatch.setattr(FullLoss, "batch", lambda self, index: counted.append(index) or batch(self, index))
+    return counted
+
+
+def plain(model, inputs, targets):
+    return functional.cross_entropy(model(inputs), targets)
+
+
+def descend(model, *, loss=plain, steps=4, when=None, before_step=lambda: None, **options):
+    """Gradient descent, every second update watched: the start of those is not known from the step before."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with sgdwalk.watch(
+        model,
+        optimizer,
+        functional.cross_entropy,
+        nets.classification(N),
+        batch_size=B,
+        when=when or (lambda step: step % 2 == 1),
+        on_error="raise",
+        **options,
+    ) as walk:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for inputs, targets in walk.batches():
+                (loss(model, inputs, targets) * (len(targets) / N)).backward()
+            before_step()
+            optimizer.step()
+    return walk.run
+
+
+@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+def test_the_start_is_overheard_and_is_the_same_number(batchnorm, evaluate_on, evaluated, monkeypatch):
+    overheard = descend(net(batchnorm=batchnorm), evaluate_on=evaluate_on)
+    with_hearing = len(evaluated)
+    evaluated.clear()
+    monkeypatch.setattr("sgdwalk.overheard.Overheard._take", lambda self, index: setattr(self, "_listens", False) or [])
+    plainly = descend(net(batchnorm=batchnorm), evaluate_on=evaluate_on)
+    # Two watched steps: each saves one evaluation of three batches and pays the check of the first batch.
+    assert len(evaluated) - with_hearing == 2 * (NUM_BATCHES - 1)
+    assert overheard.steps["loss"].notna().tolist() == [False, True, False, True]
+    torch.testing.assert_close(
+        torch.tensor(overheard.segments["loss"].to_numpy()),
+        torch.tensor(plainly.segments["loss"].to_numpy()),
+        rtol=2e-6,
+        atol=1e-7,
+    )
+
+
+def test_training_is_bitwise_the_same_and_no_hook_stays():
+    trained = []
+    for listening in (True, False):
+        model = net()
+        descend(model, when=None if listening else sgdwalk.every(1000))
+        assert not model._forward_hooks
+        trained.append(copy.deepcopy(model.state_dict()))
+    nets.assert_identical(*trained)
+
+
+def with_autocast(model, inputs, targets):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(inputs)
+    return functional.cross_entropy(output.float(), targets)
+
+
+def twice(model, inputs, targets):
+    model(inputs)
+    return plain(model, inputs, targets)
+
+
+def other_inputs(model, inputs, targets):
+    return plain(model, inputs * 1.0, targets)
+
+
+def written_to(model, inputs, targets):
+    return plain(model, inputs.mul_(2), targets)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        (net(dropout=0.3), plain),
+        (net(), with_autocast),
+        (net(), twice),
+        (net(), other_inputs),
+        (net(), written_to),
+        (net().train(False), plain),
+    ],
+    ids=["dropout", "autocast", "twice", "other_inputs", "written_to", "eval_mode"],
+)
+def test_what_might_be_another_number_is_evaluated(model, loss, evaluated):
+    run = descend(model, loss=loss)
+    kept = [event for event in run.events["kind"] if event != "data_changed"]
+    assert kept == []
+    starts = evaluated.count(0)
+    # L(θ_0) and its check, then eleven points of two segments; the first batch once more where it was compared.
+    assert evaluated.count(NUM_BATCHES - 1) >= 2 * 11
+    assert starts >= evaluated.count(NUM_BATCHES - 1)
+
+
+def test_a_pass_at_another_point_is_not_taken_for_the_start(evaluated):
+    """Weights moved for the pass and put back bit for bit, as extrapolating methods do."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    data = nets.classification(N)
+    seen = []
+    with sgdwalk.watch(
+        model, optimizer, functional.cross_entropy, data, batch_size=B, when=lambda step: step == 1, on_error="raise"
+    ) as walk:
+        for _ in range(2):
+            optimizer.zero_grad()
+            seen.append(copy.deepcopy(model))
+            saved = copy.deepcopy(model.state_dict())
+            with torch.no_grad():
+                model[0].weight.mul_(3)
+            for inputs, targets in walk.batches():
+                (plain(model, inputs, targets) * (len(targets) / N)).backward()
+            model.load_state_dict(saved)
+            optimizer.step()
+        batches = [(x.clone(), y.clone()) for x, y in walk.batches()]
+    twin = nets.Twin(seen[1], torch.optim.SGD(seen[1].parameters()), batches)
+    assert abs(walk.run.steps["loss"][1] - twin.loss_tensor().item()) < 1e-6
+
+
+def test_breaking_off_keeps_nothing():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with sgdwalk.watch(
+        model,
+        optimizer,
+        functional.cross_entropy,
+        nets.classification(N),
+        batch_size=B,
+        when=lambda step: step == 1,
+        on_error="raise",
+    ) as walk:
+        for _ in range(2):
+            optimizer.zero_grad()
+            for inputs, targets in walk.batches():
+                plain(model, inputs, targets).backward()
+                break
+            optimizer.step()
+        assert not model._forward_hooks
+    assert walk.run.steps["loss"].notna().tolist() == [False, True]
