@@ -30,6 +30,8 @@ LAYERS = [
     {"segment", "probes", "measures", "overheard"},
     {"standing"},
     {"measuring", "hooks"},
+    {"stability"},
+    {"curvature", "sharpness", "spectrum"},
     {"journal"},
     {"walk"},
     {"watching"},

@@ -11,59 +11,90 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sgdwalk import analysis, figures
     from sgdwalk.checkpoints import Checkpoints
+    from sgdwalk.curvature import SpectralNorm, eigenpairs, gauss_newton, hessian, preconditioned, spectral_norm
     from sgdwalk.data import subset
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
-    from sgdwalk.measures import at
+    from sgdwalk.measures import Undefined, at
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.run import Run, open_run
+    from sgdwalk.sharpness import BatchSharpness, batch_sharpness
+    from sgdwalk.spectrum import spectral_density, trace
+    from sgdwalk.stability import stability_threshold
+    from sgdwalk.standing import LossOptions
     from sgdwalk.walk import Walk
     from sgdwalk.watching import watch
     from sgdwalk.when import When, every, first_steps, in_epochs
 
 _HOME = {
+    "BatchSharpness": "sharpness",
     "CheckpointError": "errors",
     "Checkpoints": "checkpoints",
     "InputError": "errors",
+    "LossOptions": "standing",
     "ResumeError": "errors",
     "Run": "run",
     "RunFolderError": "errors",
     "SgdwalkError": "errors",
+    "SpectralNorm": "curvature",
+    "Undefined": "measures",
     "Walk": "walk",
     "When": "when",
     "at": "measures",
+    "batch_sharpness": "sharpness",
+    "eigenpairs": "curvature",
     "every": "when",
     "first_steps": "when",
+    "gauss_newton": "curvature",
+    "hessian": "curvature",
     "in_epochs": "when",
     "is_measuring": "isolation",
     "open_run": "run",
+    "preconditioned": "curvature",
     "save_figure": "report",
+    "spectral_density": "spectrum",
+    "spectral_norm": "curvature",
+    "stability_threshold": "stability",
     "subset": "data",
+    "trace": "spectrum",
     "watch": "watching",
     "write_report": "report",
 }
 _MODULES = frozenset({"analysis", "figures"})
 
 __all__ = [
+    "BatchSharpness",
     "CheckpointError",
     "Checkpoints",
     "InputError",
+    "LossOptions",
     "ResumeError",
     "Run",
     "RunFolderError",
     "SgdwalkError",
+    "SpectralNorm",
+    "Undefined",
     "Walk",
     "When",
     "analysis",
     "at",
+    "batch_sharpness",
+    "eigenpairs",
     "every",
     "figures",
     "first_steps",
+    "gauss_newton",
+    "hessian",
     "in_epochs",
     "is_measuring",
     "open_run",
+    "preconditioned",
     "save_figure",
+    "spectral_density",
+    "spectral_norm",
+    "stability_threshold",
     "subset",
+    "trace",
     "watch",
     "write_report",
 ]

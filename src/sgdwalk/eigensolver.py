@@ -58,6 +58,7 @@ def extreme_eigenpairs(
     tolerance: float = 1e-3,
     max_products: int = 200,
     start: Tensor | None = None,
+    cautious: bool = True,
     num_kept: int = 0,
     max_basis: int = MAX_BASIS,
     generator: torch.Generator,
@@ -74,6 +75,8 @@ def extreme_eigenpairs(
         tolerance: a pair has converged when ‖A x - λ x‖ ≤ tolerance · |λ|.
         max_products: products after which it stops, converged or not.
         start: vectors to begin with, need not be orthogonal; random ones where there are fewer than k.  # (m, d)
+        cautious: a pair has converged only when its value stood still over the last product, too: from a random start
+            a residual may be small at another eigenvalue before the extreme one has come up.
         num_kept: vectors to return in ``start`` beyond the k wanted ones.
         max_basis: vectors held, with their products, before the basis restarts.
         generator: of the random vectors, on the CPU: the same one gives the same numbers.
@@ -84,7 +87,7 @@ def extreme_eigenpairs(
     (-5.0, True)
     """
     check_settings(k=k, which=which, tolerance=tolerance, max_products=max_products, size=size)
-    basis = _Basis(size, min(size, max(max_basis, 2 * k + 4)), dtype, device)
+    basis = Basis(size, min(size, max(max_basis, 2 * k + 4)), dtype, device)
     products = 0
     reason = ""
 
@@ -111,8 +114,7 @@ def extreme_eigenpairs(
             waiting = [random()]
             continue
         ritz = basis.ritz(k, which)
-        # A value that still moves is not the extreme one yet, however small its residual.
-        moving = [start is None and abs(a - b) > tolerance * abs(a) for a, b in zip(ritz.values, before, strict=False)]
+        moving = [cautious and abs(a - b) > tolerance * abs(a) for a, b in zip(ritz.values, before, strict=False)]
         before = ritz.values
         unconverged = [
             i
@@ -159,14 +161,14 @@ class _Ritz:
     """Of each wanted Ritz vector in the basis, followed by its value.  # (length,)"""
 
 
-class _Basis:
-    """Orthonormal rows V, their products W, and the projected matrix V W in float64."""
+class Basis:
+    """Orthonormal rows V, their products W = V A, and the projected matrix V A Vᵀ in float64."""
 
     def __init__(self, size: int, capacity: int, dtype: torch.dtype, device: torch.device | None):
         self.length, self.capacity = 0, capacity
         self._size, self._dtype, self._device = size, dtype, device
         self._vectors = self._images = torch.empty(0, size, dtype=dtype, device=device)
-        self._projected = torch.zeros(0, 0, dtype=torch.float64)
+        self.projected = torch.zeros(0, 0, dtype=torch.float64)
 
     @property
     def vectors(self) -> Tensor:
@@ -193,6 +195,12 @@ class _Basis:
                 break
         return vector
 
+    def outside(self, vector: Tensor) -> Tensor:
+        """The part of ``vector`` outside the basis, at its own length."""
+        for _ in range(2):
+            vector = vector - (self.vectors @ vector) @ self.vectors
+        return vector
+
     def add(self, vector: Tensor, image: Tensor) -> None:
         if self.length == len(self._vectors):
             self._grow()
@@ -201,10 +209,10 @@ class _Basis:
         column = inner_products(self.vectors, image)
         row = inner_products(self.images, vector)
         projected = torch.zeros(self.length, self.length, dtype=torch.float64)
-        projected[:-1, :-1] = self._projected
+        projected[:-1, :-1] = self.projected
         # The mean of both sides: what rounding leaves unsymmetric belongs to neither.
         projected[-1] = projected[:, -1] = (column + row) / 2
-        self._projected = projected
+        self.projected = projected
 
     def _grow(self) -> None:
         rows = min(self.capacity, max(4, 2 * self.length))
@@ -221,7 +229,7 @@ class _Basis:
         return _Ritz([float(values[i]) for i in chosen], residuals, pairs)
 
     def _ordered(self, which: str) -> tuple[Tensor, Tensor]:
-        values, coordinates = torch.linalg.eigh(self._projected)
+        values, coordinates = torch.linalg.eigh(self.projected)
         key = {"magnitude": -values.abs(), "largest": -values, "smallest": values}[which]
         order = torch.argsort(key, stable=True)
         return values[order], coordinates[:, order]
@@ -239,7 +247,7 @@ class _Basis:
         for i in range(keep):
             self._vectors[i], self._images[i] = vectors[i], images[i]
         self.length = keep
-        self._projected = torch.diag(values[:keep])
+        self.projected = torch.diag(values[:keep])
 
     def best(self, count: int, which: str) -> tuple[Tensor, Tensor]:
         """The best Ritz vectors x, and A x, as unit rows."""
@@ -265,7 +273,7 @@ def combination(coordinates: Tensor, rows: Tensor) -> Tensor:
 
 
 def _result(
-    basis: _Basis,
+    basis: Basis,
     ritz: _Ritz | None,
     reason: str,
     tolerance: float,

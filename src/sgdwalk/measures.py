@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sgdwalk.errors import InputError
@@ -16,7 +16,15 @@ from sgdwalk.objective import FullLoss, LossSums
 from sgdwalk.operators import MATRICES, LossOperator, Operator, contiguous
 from sgdwalk.when import StepPredicate
 
-Measured = float | Mapping[str, float]
+
+@dataclass(frozen=True, slots=True)
+class Undefined:
+    """What a measure returns in place of a number that has no meaning: the column is then NaN, with this reason."""
+
+    reason: str
+
+
+Measured = float | Undefined | Mapping[str, float | Undefined]
 
 
 class Here:
@@ -105,6 +113,19 @@ class Here:
             self._resources.callback(self._operators[key].release)
         return self._operators[key]
 
+    def walked(self, parameters: Sequence[str] | None = None) -> list[nn.Parameter]:
+        """The user's own parameters that walk, or those of them that are named, in the order of the operators.
+
+        They stand at θ_{t+1} already; their values at θ_t are those of :attr:`parameters`.
+        """
+        site = self._objective().site
+        own = site.vector.parameters
+        return own if parameters is None else [own[index] for index in site.indices(parameters)]
+
+    def full_loss(self) -> FullLoss:
+        """L, standing at θ_t, for measures that look at single evaluation batches."""
+        return self._objective()
+
     def leave(self) -> None:
         """Let go of all that was kept for the measures of this step."""
         self._operators = {}
@@ -138,8 +159,8 @@ def at(when: StepPredicate, measure: Callable[[Here], Measured]) -> At:
 
     Args:
         when: predicate over steps, as for ``watch``.
-        measure: ``f(here)``, returning a float or a dict of floats. The dict's key ``"value"`` fills the measure's own
-            column; another key ``k`` fills ``name_k``.
+        measure: ``f(here)``, returning a float, ``sgdwalk.Undefined(reason)``, or a dict of these. The dict's key
+            ``"value"`` fills the measure's own column; another key ``k`` fills ``name_k``.
 
     >>> import sgdwalk
     >>> every_tenth = sgdwalk.at(sgdwalk.every(10), lambda here: float(here.gradient().norm()))
@@ -156,6 +177,9 @@ def columns(name: str, measured: Any) -> tuple[dict[str, float], dict[str, str]]
     reasons: dict[str, str] = {}
     for key, part in parts.items():
         column = name if key == "value" else f"{name}_{key}"
+        if isinstance(part, Undefined):
+            values[column], reasons[column] = math.nan, part.reason
+            continue
         if isinstance(part, Tensor) and part.numel() == 1:
             part = part.item()
         if isinstance(part, bool) or not isinstance(part, (int, float)):

@@ -95,8 +95,8 @@ class LossOperator(Operator):
         guard: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ):
         self.full_loss = full_loss
-        self._indices = range(len(full_loss.site.leaves)) if indices is None else indices
-        leaves = [full_loss.site.leaves[index] for index in self._indices]
+        self.indices = range(len(full_loss.site.leaves)) if indices is None else indices
+        leaves = [full_loss.site.leaves[index] for index in self.indices]
         super().__init__(sum(leaf.numel() for leaf in leaves), leaves[0].dtype, leaves[0].device)
         self.batches = range(len(full_loss.data)) if batches is None else batches
         self._guard = guard
@@ -108,7 +108,7 @@ class LossOperator(Operator):
 
     @property
     def leaves(self) -> list[torch.nn.Parameter]:
-        return [self.full_loss.site.leaves[index] for index in self._indices]
+        return [self.full_loss.site.leaves[index] for index in self.indices]
 
     def product(self, vector: Tensor) -> Tensor:
         with self._guard(), torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
@@ -218,8 +218,8 @@ class HessianOperator(LossOperator):
         if self._twin is None:
             self._twin = self.full_loss.in_float64()
         site = self._twin.site
-        leaves = [site.leaves[index] for index in self._indices]
-        targets = [site.targets[index] for index in self._indices]
+        leaves = [site.leaves[index] for index in self.indices]
+        targets = [site.targets[index] for index in self.indices]
         point = [target.clone() for target in targets]
         length = float(torch.linalg.vector_norm(torch.cat([part.reshape(-1) for part in point])))
         h = torch.finfo(torch.float64).eps ** (1 / 3) * (1.0 + length) / norm
