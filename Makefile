@@ -5,7 +5,7 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.1
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-DEMO := --hidden 64 32 --batch-size 50 --learning-rate 2 --out runs/demo --resume
+DEMO := --hidden 64 32 --batch-size 50 --learning-rate 2 --curvature-every 5 --out runs/demo --resume
 
 .PHONY: demo test browser
 .NOTPARALLEL:

@@ -240,3 +240,13 @@ def test_seeds_differ_by_seed_purpose_and_index():
     seeds = {seed_for(seed, purpose, index) for seed in (0, 1) for purpose in ("a", "b") for index in (0, 1)}
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_curvature_is_measured_where_it_is_asked_for(tmp_path):
+    """The sum of nine mean gradients has the stability of a learning rate nine times as large."""
+    for algorithm, gd_gradient, threshold in (("sgd", "mean", 20.0), ("gd", "mean", 20.0), ("gd", "sum", 20.0 / 9)):
+        asked = Experiment(algorithm=algorithm, gd_gradient=gd_gradient, steps=5, epochs=5, curvature_every=2, **SMALL)
+        steps = trained(tmp_path / f"{algorithm}-{gd_gradient}", asked).steps
+        assert steps["spectral_norm"].notna().tolist() == [True, False, True, False, True]
+        assert steps["spectral_norm_threshold"].dropna().tolist() == pytest.approx([threshold] * 3)
+        assert ("batch_sharpness" in steps) == (algorithm == "sgd")

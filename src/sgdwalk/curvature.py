@@ -266,6 +266,7 @@ class SpectralNorm:
         preconditioned: for Adam, AdamW and RMSprop the eigenvalue of the preconditioned Hessian P⁻¹ H, on which their
             stability depends.
         parameters: names of parameters or layers to restrict it to; it has no threshold then.
+        gradient_scale: what the loop multiplies ∇L by before the optimizer has it; the threshold is divided by it.
         seed: of the random parts.
 
     >>> import torch, sgdwalk
@@ -294,6 +295,7 @@ class SpectralNorm:
         which: Literal["magnitude", "largest"] = "magnitude",
         preconditioned: bool = False,
         parameters: Sequence[str] | None = None,
+        gradient_scale: float = 1.0,
         seed: int = 0,
     ):
         check_settings(k=1, which=which, tolerance=tolerance, max_products=max_products, size=1)
@@ -305,6 +307,7 @@ class SpectralNorm:
         self.which = which
         self.preconditioned = preconditioned
         self.parameters = parameters
+        self.gradient_scale = gradient_scale
         self.seed = seed
         self._start: Tensor | None = None
         self._value = math.nan
@@ -366,7 +369,7 @@ class SpectralNorm:
             return None, "the threshold is one of the preconditioned Hessian: pass preconditioned=True"
         if stability.threshold is None or not math.isfinite(stability.threshold) or stability.threshold <= 0.0:
             return None, stability.reason or "the optimizer has no threshold"
-        return stability.threshold, ""
+        return stability.threshold / self.gradient_scale, ""
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next search starts, for a walk that is saved and resumed."""

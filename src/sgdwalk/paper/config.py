@@ -15,6 +15,9 @@ NUM_TRAIN = {"digits": 1_500, "mnist": 45_000}
 """Training examples of each data set: of scikit-learn's 1,797 digits the first 1,500, of MNIST's 60,000 images the
 first 45,000 (the authors' code); the rest validates."""
 
+CURVATURE_PASSES = 40
+"""What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -65,6 +68,8 @@ class Experiment:
     """Measure only in these epochs, counted from 1 (sgd only: an epoch of gd is one update)."""
     num_points: int = 10
     """Intervals of a segment: the full loss is had at α = 0, 1/num_points, …, 1. The paper's is 10."""
+    curvature_every: int | None = None
+    """Measure spectral norm and batch sharpness at every k-th update; never where not given."""
 
     def __post_init__(self) -> None:
         _check_choice("dataset", self.dataset, NUM_TRAIN)
@@ -78,6 +83,7 @@ class Experiment:
         _check_count("watch_every", self.watch_every, 1)
         _check_count("watch_first", self.watch_first, 1)
         _check_count("num_points", self.num_points, 2)
+        _check_count("curvature_every", self.curvature_every, 1)
         for width in self.hidden:
             _check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
@@ -132,7 +138,8 @@ class Experiment:
     def passes(self, step: int) -> float:
         """What an update costs, in forward passes over the training examples: backward counts twice forward."""
         share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
-        return 3 * share + (self.num_points if self.watched(step) else 0)
+        curvature = self.curvature_every is not None and step % self.curvature_every == 0
+        return 3 * share + (self.num_points if self.watched(step) else 0) + (CURVATURE_PASSES if curvature else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON's types."""

@@ -79,6 +79,7 @@ def train(
         when=experiment.when() if experiment.watch else None,
         num_points=experiment.num_points,
         batch_size=experiment.batch_size,
+        measures=curvature(experiment),
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
         resume=resume,
         config=record.describe(experiment, remark(experiment, training)),
@@ -112,6 +113,18 @@ def train(
             progress(step + 1, experiment.num_updates, work.after(step))
         checkpoints.save(experiment.num_updates, walk)
     return True
+
+
+def curvature(experiment: Experiment) -> dict[str, Any]:
+    """The measures of the steps that ``curvature_every`` names."""
+    if experiment.curvature_every is None:
+        return {}
+    when = sgdwalk.every(experiment.curvature_every)
+    scale = AUTHORS_GD_BATCHES if experiment.algorithm == "gd" and experiment.gd_gradient == "sum" else 1
+    measures = {"spectral_norm": sgdwalk.at(when, sgdwalk.SpectralNorm(0.01, gradient_scale=scale))}
+    if experiment.algorithm == "sgd":
+        measures["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
+    return measures
 
 
 def accumulate_gradient(model: nn.Module, walk: sgdwalk.Walk, experiment: Experiment) -> float:
