@@ -202,6 +202,15 @@ def bowl(spectrum: Tensor) -> tuple:
     return Spectrum(spectrum), identity, (torch.zeros(4, 1), torch.zeros(4))
 
 
+def test_progress_is_told_after_each_product():
+    told = []
+    spectrum = torch.linspace(0.1, 1.0, 60, dtype=torch.float64)
+    result = sgdwalk.spectral_norm(*bowl(spectrum), tolerance=1e-6, progress=lambda *each: told.append(each))
+    assert [products for products, _, _ in told] == list(range(1, result.num_products + 1))
+    assert [converged for _, converged, _ in told] == [0] * (len(told) - 1) + [1]
+    assert told[-1][2] <= 1e-6 < told[0][2]
+
+
 def test_zero_curvature_is_zero_and_converged():
     result = sgdwalk.spectral_norm(*bowl(torch.zeros(6)))
     assert (result.value, result.residual, result.converged) == (0.0, 0.0, True)

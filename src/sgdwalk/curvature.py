@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from sgdwalk.draws import generator
-from sgdwalk.eigensolver import Eigenpairs, check_settings, extreme_eigenpairs
+from sgdwalk.eigensolver import Eigenpairs, Progress, check_settings, extreme_eigenpairs
 from sgdwalk.errors import InputError
+from sgdwalk.isolation import isolated
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import LossFunction
 from sgdwalk.operators import MATRICES, GaussNewtonOperator, HessianOperator, LossOperator, Operator, ScaledOperator
@@ -123,6 +124,7 @@ def eigenpairs(
     max_products: int = MAX_PRODUCTS,
     start: Tensor | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Eigenpairs:
     """The k eigenpairs of largest magnitude, or the k algebraically largest or smallest ones.
 
@@ -138,6 +140,8 @@ def eigenpairs(
         max_products: products after which the rest is given up: ``converged`` is then false for it.
         start: unit vectors near the wanted ones, such as another point's ``.start``; random ones by default.  # (m, d)
         seed: of the random vectors; the same seed gives the same numbers.
+        progress: called after each product with the products so far, the wanted pairs that have converged, and the
+            relative residual of the one that is worked on.
 
     >>> import torch, sgdwalk
     >>> inputs, targets = torch.eye(3) * torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 1)
@@ -146,20 +150,22 @@ def eigenpairs(
     >>> [round(3 * value / 2, 3) for value in pairs.values.tolist()], pairs.converged.tolist()
     ([1.0, 4.0], [True, True])
     """
-    return extreme_eigenpairs(
-        matrix.__matmul__,
-        matrix.size,
-        k=k,
-        which=which,
-        tolerance=tolerance,
-        max_products=max_products,
-        start=start,
-        cautious=start is None,
-        num_kept=1,
-        generator=generator("start of an eigensolver", seed),
-        dtype=matrix.dtype,
-        device=matrix.device,
-    )
+    with isolated(matrix.device):
+        return extreme_eigenpairs(
+            matrix.__matmul__,
+            matrix.size,
+            k=k,
+            which=which,
+            tolerance=tolerance,
+            max_products=max_products,
+            start=start,
+            cautious=start is None,
+            num_kept=1,
+            generator=generator("start of an eigensolver", seed),
+            progress=progress,
+            dtype=matrix.dtype,
+            device=matrix.device,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,6 +207,7 @@ def spectral_norm(
     max_products: int = MAX_PRODUCTS,
     start: Tensor | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
     **options: Unpack[LossOptions],
 ) -> SpectralNormResult:
     """The eigenvalue of largest magnitude of the Hessian of L at the model's parameters (paper, Figures 3 and 7).
@@ -217,6 +224,8 @@ def spectral_norm(
         max_products: products after which it is given up; the result then says ``converged=False`` and why.
         start: vectors to begin with, such as the last result's ``start``.  # (m, d)
         seed: of the random start.
+        progress: called after each product with the products so far, the pairs that have converged (0 or 1) and the
+            relative residual.
         **options: ``batch_size`` (required with BatchNorm), ``batchnorm``, ``parameters``, ``forward``,
             ``partition_seed``: see :class:`sgdwalk.LossOptions`.
 
@@ -232,7 +241,9 @@ def spectral_norm(
     """
     matrix = hessian(model, loss_fn, data, **options)
     check_settings(k=1, which="magnitude", tolerance=tolerance, max_products=max_products, size=matrix.size)
-    pairs = eigenpairs(matrix, tolerance=tolerance, max_products=max_products, start=start, seed=seed)
+    pairs = eigenpairs(
+        matrix, tolerance=tolerance, max_products=max_products, start=start, seed=seed, progress=progress
+    )
     return SpectralNormResult(
         value=float(pairs.values[0]),
         residual=float(pairs.residuals[0]),

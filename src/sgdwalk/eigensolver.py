@@ -21,6 +21,8 @@ WHICH = ("magnitude", "largest", "smallest")
 MAX_BASIS = 40
 """Vectors in the basis before it restarts; with their products twice as many vectors are held."""
 
+Progress = Callable[[int, int, float], None]
+
 _CHUNK = 1 << 16
 """Coordinates converted to float64 at a time."""
 
@@ -62,6 +64,7 @@ def extreme_eigenpairs(
     num_kept: int = 0,
     max_basis: int = MAX_BASIS,
     generator: torch.Generator,
+    progress: Progress | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Eigenpairs:
@@ -80,6 +83,7 @@ def extreme_eigenpairs(
         num_kept: vectors to return in ``start`` beyond the k wanted ones.
         max_basis: vectors held, with their products, before the basis restarts.
         generator: of the random vectors, on the CPU: the same one gives the same numbers.
+        progress: called with products so far, converged pairs, relative residual of the pair that is worked on.
 
     >>> matrix = torch.diag(torch.tensor([3.0, -5.0, 1.0]))
     >>> pairs = extreme_eigenpairs(lambda v: matrix @ v, 3, generator=torch.Generator().manual_seed(0))
@@ -121,6 +125,10 @@ def extreme_eigenpairs(
             for i, (value, residual) in enumerate(zip(ritz.values, ritz.residuals, strict=True))
             if not residual <= tolerance * abs(value) or (moving[i] and basis.length < size)
         ]
+        if progress is not None:
+            at = unconverged[0] if unconverged else 0
+            size_of = abs(ritz.values[at])
+            progress(products, len(ritz.values) - len(unconverged), ritz.residuals[at] / size_of if size_of else 0.0)
         if reason or (not unconverged and len(ritz.values) == min(k, size)):
             break
         if products >= max_products:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sgdwalk.draws import generator
 from sgdwalk.eigensolver import Basis
 from sgdwalk.errors import InputError
+from sgdwalk.isolation import isolated
 from sgdwalk.operators import Operator
 
 
@@ -55,6 +56,11 @@ def trace(matrix: Operator, *, num_products: int = 60, seed: int = 0) -> TraceEs
     """
     if isinstance(num_products, bool) or not isinstance(num_products, int) or num_products < 6:
         raise InputError(f"num_products={num_products!r}: a trace with a standard error needs at least 6 products.")
+    with isolated(matrix.device):
+        return _trace(matrix, num_products, seed)
+
+
+def _trace(matrix: Operator, num_products: int, seed: int) -> TraceEstimate:
     if num_products >= matrix.size:
         units = torch.eye(matrix.size, dtype=matrix.dtype, device=matrix.device)
         return TraceEstimate(math.fsum(float((matrix @ unit) @ unit) for unit in units), 0.0, matrix.size)
@@ -133,6 +139,11 @@ def spectral_density(matrix: Operator, *, num_probes: int = 4, num_steps: int = 
     for name, number in (("num_probes", num_probes), ("num_steps", num_steps)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise InputError(f"{name}={number!r}: an integer of at least 1 is wanted.")
+    with isolated(matrix.device):
+        return _density(matrix, num_probes, num_steps, seed)
+
+
+def _density(matrix: Operator, num_probes: int, num_steps: int, seed: int) -> SpectralDensity:
     draw = generator("probes of a spectral density", seed)
     steps = min(num_steps, matrix.size)
     before = matrix.num_products
