@@ -111,8 +111,9 @@ def test_every_command_mentioned_is_understood(capsys):
 def test_the_commands_of_the_readme_show_the_run_of_its_snippet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = ROOT / "README.md"
+    namespace = {"__name__": "__main__"}
     for _, source in blocks(page, "python"):
-        exec(source, {"__name__": "__main__"})
+        exec(source, namespace)
     invoked = [words for words in commands(page) if words[-1] == "runs/mine"]
     assert [words[0] for words in invoked] == ["show", "report"]
     for words in invoked:
