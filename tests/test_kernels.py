@@ -29,9 +29,11 @@ def twin(vector: ParameterVector) -> torch.Tensor:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("small", [1, 600, kernels.SMALL])
 @pytest.mark.parametrize("chunk", [512, kernels.CHUNK])
-def test_sums_equal_their_float64_twins(kernel, dtype, chunk, monkeypatch):
+def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernels, "SMALL", small)
     vector, gradients = make_vector(dtype), [p.detach() for p in make_vector(dtype, seed=1).parameters]
     kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
@@ -83,6 +85,63 @@ def test_long_sums_keep_their_digits(kernel):
     vector = ParameterVector([nn.Parameter(torch.full((20_000_000,), 1.0))])
     sums = kernel().position_sums(vector, vector.read(), torch.zeros(vector.size), advance=False)
     assert sums == pytest.approx((2e7, 0.0, 2e7), rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e30, 3e37])
+def test_products_outside_float32_are_summed_in_float64(kernel, scale):
+    """Squares of 1e-22 and of 1e30 are no float32 numbers; neither is the sum of a block of the largest."""
+    shapes = [(700,), (3,), (40, 60)]
+    small, large = ([torch.randn(shape) * factor for shape in shapes] for factor in (scale, 1.0))
+    vector = ParameterVector([nn.Parameter(values) for values in small])
+    theta, kept, start = twin(vector), vector.read() * 0.5, vector.read() * -2.0
+    sums = kernel().position_sums(vector, kept, start, advance=False)
+    expected = [float(v @ v) for v in (theta, theta - kept.double(), theta - start.double())]
+    assert sums == pytest.approx(expected, rel=1e-6)
+
+    previous = torch.cat([values.reshape(-1) for values in small])
+    dot, square = kernel().gradient_sums(vector, small, previous)
+    assert (dot, square) == pytest.approx((expected[0], expected[0]), rel=1e-6)
+    gradient = torch.cat([values.double().reshape(-1) for values in large])
+    dot, square = kernel().gradient_sums(vector, large, previous)
+    assert abs(dot - float(gradient @ theta)) <= 1e-6 * float(gradient.norm() * theta.norm())
+    assert square == pytest.approx(float(gradient @ gradient), rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("index", [0, 600, 1023], ids=["first block", "second block", "last"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_reaches_the_sums_and_no_further(kernel, index, bad):
+    vector = ParameterVector([nn.Parameter(torch.ones(1024))])
+    gradient, previous = torch.ones(1024), torch.ones(1024)
+    gradient[index] = bad
+    dot, square = kernel().gradient_sums(vector, [gradient], previous)
+    assert all(math.isnan(value) if math.isnan(bad) else value == math.inf for value in (dot, square))
+    dot, square = kernel().gradient_sums(vector, [torch.zeros(1024)], previous)
+    assert math.isnan(dot)  # 0 · inf
+    assert square == 0.0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_sum_is_the_same_whatever_the_others_are(kernel):
+    """After a resume θ equals the kept copy, before it did not: the distance must not differ in its last digit."""
+    vector = make_vector(torch.float32)
+    here, elsewhere, start = vector.read(), twin(make_vector(torch.float32, 2)).float(), torch.zeros(vector.size)
+    one = kernel().position_sums(vector, here, start, advance=False)
+    other = kernel().position_sums(vector, elsewhere, start, advance=True)
+    assert (one[0], one[1], one[2]) == (other[0], 0.0, other[2])
+    assert torch.equal(elsewhere, here)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_in_another_memory_order_and_as_negative_views(kernel):
+    vector = make_vector(torch.float32)
+    gradients = [torch.randn(p.shape) for p in vector.parameters]
+    gradients[6] = gradients[6].contiguous(memory_format=torch.channels_last)
+    gradients[7] = torch._neg_view(gradients[7])
+    previous, expected = torch.zeros(vector.size), torch.cat([g.reshape(-1).resolve_neg() for g in gradients])
+    kernel().gradient_sums(vector, gradients, previous)
+    torch.testing.assert_close(previous, expected, rtol=0, atol=0)
 
 
 def test_plain_torch_serves_where_numba_is_absent(monkeypatch):

@@ -1,16 +1,17 @@
 """The sums over coordinates that every update needs: cosine, distance and norms from one read of each vector.
 
-Two kernels give the same numbers up to rounding: fused loops compiled by numba, in float64 throughout, for parameters
-on the CPU where numba is installed; and plain torch operations, which always work. The latter take the partial sum over
-a block of 512 coordinates in the parameters' own precision and total the blocks in float64; where squares may have left
-the range of float32, they sum once more in float64 throughout.
+Two kernels give the same numbers up to rounding: fused loops compiled by numba, for parameters on the CPU where numba
+is installed; and plain operations, which always work. Both take the partial sum over a block of 512 coordinates in the
+parameters' own precision and total the blocks in float64; where products may have left the range of float32, they sum
+once more in float64 throughout.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,10 @@ BLOCK = 512
 """Coordinates whose partial sum may stay in float32; its rounding error is then far below the norms' own."""
 
 CHUNK = 1024 * BLOCK
-"""Coordinates that the plain torch kernel gathers at a time: 2 MiB of float32; smaller ones cost more calls."""
+"""Coordinates that the plain kernel takes at a time: 2 MiB of float32; smaller ones cost more calls."""
+
+SMALL = 128 * BLOCK
+"""Pieces of fewer coordinates are gathered, as many at a time: copying them costs less than calls for each."""
 
 SAFE_SUM = 1e-30
 """A sum above this per coordinate has lost nothing that matters in products too small for float32 (below 1e-38)."""
@@ -63,110 +67,124 @@ def choose_kernel(device: torch.device) -> Kernel:
 
 
 class TorchKernel:
-    """Gathers the parameters chunk by chunk into a scratch buffer and reduces each chunk with a few operations."""
+    """Cuts the parameters into chunks and reduces each with a few operations; nothing larger than a chunk is copied.
+
+    On the CPU the operations are NumPy's, on the tensors' own memory: they cost less to call, compare many coordinates
+    at a time and multiply block by block without writing the products.
+    """
 
     name = "torch"
 
     def __init__(self) -> None:
-        self._kept_buffers = torch.empty(2, 0)
+        self._vector: ParameterVector | None = None
 
-    def _buffers(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        kept = self._kept_buffers
-        if kept.shape[1] != size or kept.dtype != dtype or kept.device != device:
-            self._kept_buffers = torch.empty(2, size, dtype=dtype, device=device)
-        return self._kept_buffers
-
+    @torch.no_grad()
     def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
-        bits = {torch.float32: torch.int32, torch.float64: torch.int64}[vector.dtype]
-        pairs = zip(_flat(vector), vector.views(kept), strict=True)
-        return any(not torch.equal(values.view(bits), other.view(-1).view(bits)) for values, other in pairs)
+        bits = torch.int32 if vector.dtype == torch.float32 else torch.int64
+        same = np.array_equal if vector.device.type == "cpu" else torch.equal
+        others = _array(kept.view(bits))
+        chunks = self._chunks(vector, vector.parameters)
+        return any(not same(_array(chunk.view(bits)), others[span]) for span, chunk in chunks)
 
+    @torch.no_grad()
+    @np.errstate(all="ignore")
     def gradient_sums(
         self, vector: ParameterVector, gradients: Sequence[Tensor | None], kept: Tensor
     ) -> tuple[float, float]:
-        def sums(span: slice, chunk: Tensor, spare: Tensor) -> list[Tensor]:
-            return [_total(torch.mul(chunk, kept[span].to(chunk), out=spare)), _square_total(chunk)]
-
-        flat = [None if gradient is None else gradient.reshape(-1) for gradient in gradients]
-        dot, square = self._sums(vector, flat, sums)
-        for view, gradient in zip(vector.views(kept), gradients, strict=True):
-            view.zero_() if gradient is None else view.copy_(gradient)
+        dot = square = 0.0
+        previous = _array(kept)
+        for span, values in self._chunks(vector, gradients):
+            chunk = _array(values)
+            dot += _dot(chunk, previous[span])
+            square += _dot(chunk, chunk)
+            previous[span] = chunk
         return dot, square
 
+    @torch.no_grad()
+    @np.errstate(all="ignore")
     def position_sums(
         self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
     ) -> tuple[float, float, float]:
-        def sums(span: slice, chunk: Tensor, spare: Tensor) -> list[Tensor]:
-            differences = (_square_total(torch.sub(chunk, other[span], out=spare)) for other in (kept, start))
-            return [_square_total(chunk), *differences]
-
-        param, update, distance = self._sums(vector, _flat(vector), sums)
-        if advance:
-            vector.read_into(kept)
+        param = update = distance = 0.0
+        before, origin = _array(kept), _array(start)
+        subtract: Any = np.subtract if vector.device.type == "cpu" else torch.sub
+        for span, values in self._chunks(vector, vector.parameters):
+            chunk, difference = _array(values), _array(self._buffers[1, : len(values)])
+            param += _dot(chunk, chunk)
+            subtract(chunk, before[span], out=difference)
+            update += _dot(difference, difference)
+            subtract(chunk, origin[span], out=difference)
+            distance += _dot(difference, difference)
+            if advance:
+                before[span] = chunk
         return param, update, distance
 
-    def _sums(
-        self,
-        vector: ParameterVector,
-        pieces: Sequence[Tensor | None],
-        sums: Callable[[slice, Tensor, Tensor], list[Tensor]],
-    ) -> list[float]:
-        """``sums(span, chunk, spare)`` over all chunks; once more in float64 where one left the range of float32.
+    def _chunks(self, vector: ParameterVector, pieces: Sequence[Tensor | None]) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of at most CHUNK coordinates: (span in the flat vector, values). None counts as zeros.
 
-        All work is done in two buffers that stay: fresh ones would be mapped and cleared by the system each time.
+        Large pieces are cut into views; small neighbours are gathered in a buffer that stays, as a fresh one would be
+        mapped and cleared by the system each time.
         """
-        totals: list[float] = []
-        for dtype in dict.fromkeys((vector.dtype, torch.float64)):
-            scratch, spare = self._buffers(min(CHUNK, vector.size), dtype, vector.device)
-            parts = [
-                torch.stack(sums(span, chunk, spare[: len(chunk)]))
-                for span, chunk in self._chunks(vector, pieces, scratch)
+        if self._vector is not vector:
+            self._vector, self._runs = vector, _runs(vector.offsets)
+            widest = max(span.stop - span.start for span, *_ in self._runs)
+            self._buffers = torch.empty(2, widest, dtype=vector.dtype, device=vector.device)
+            self._zero = torch.zeros(1, dtype=vector.dtype, device=vector.device)
+        for span, first, last, part in self._runs:
+            flat = [
+                self._zero.expand(vector.offsets[index + 1] - vector.offsets[index])
+                if (piece := pieces[index]) is None
+                else piece.reshape(-1)
+                for index in range(first, last)
             ]
-            totals = torch.stack(parts).sum(0).tolist()
-            if all(SAFE_SUM * vector.size < abs(total) < math.inf for total in totals):
-                break
-        return totals
-
-    def _chunks(
-        self, vector: ParameterVector, pieces: Sequence[Tensor | None], scratch: Tensor
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """The pieces gathered into runs of at most CHUNK coordinates: (span in the flat vector, values)."""
-        index = 0
-        for begin in range(0, vector.size, CHUNK):
-            end = min(begin + CHUNK, vector.size)
-            while vector.offsets[index + 1] <= begin:
-                index += 1
-            piece = index
-            while piece < len(pieces) and vector.offsets[piece] < end:
-                low = max(begin, vector.offsets[piece])
-                high = min(end, vector.offsets[piece + 1])
-                target, values = scratch[low - begin : high - begin], pieces[piece]
-                if values is None:
-                    target.zero_()
-                else:
-                    target.copy_(values[low - vector.offsets[piece] : high - vector.offsets[piece]])
-                piece += 1
-            yield slice(begin, end), scratch[: end - begin]
+            size = span.stop - span.start
+            yield span, flat[0][part] if len(flat) == 1 else torch.cat(flat, out=self._buffers[0, :size])
 
 
-def _flat(vector: ParameterVector) -> list[Tensor]:
-    return [parameter.detach().reshape(-1) for parameter in vector.parameters]
+def _runs(offsets: Sequence[int]) -> list[tuple[slice, int, int, slice]]:
+    """How to cut pieces into chunks: (span in the flat vector, first piece, behind the last, part of a single one)."""
+    runs: list[tuple[slice, int, int, slice]] = []
+    first = 0
+    for index in range(len(offsets) - 1):
+        begin, end = offsets[index], offsets[index + 1]
+        large = end - begin >= SMALL
+        if first < index and (large or end - offsets[first] > SMALL):
+            runs.append((slice(offsets[first], begin), first, index, slice(None)))
+            first = index
+        if large:
+            for low in range(begin, end, CHUNK):
+                high = min(low + CHUNK, end)
+                runs.append((slice(low, high), index, index + 1, slice(low - begin, high - begin)))
+            first = index + 1
+    if first < len(offsets) - 1:
+        runs.append((slice(offsets[first], offsets[-1]), first, len(offsets) - 1, slice(None)))
+    return runs
 
 
-def _total(values: Tensor) -> Tensor:
-    whole = values.numel() // BLOCK * BLOCK
-    return values[:whole].view(-1, BLOCK).sum(1).sum(dtype=torch.float64) + values[whole:].sum(dtype=torch.float64)
+def _array(tensor: Tensor) -> Any:
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def _square_total(values: Tensor) -> Tensor:
-    """Σ x² from the norms of the blocks, which take one read and write nothing."""
-    whole = values.numel() // BLOCK * BLOCK
-    blocks = torch.linalg.vector_norm(values[:whole].view(-1, BLOCK), dim=1).to(torch.float64)
-    return blocks.square_().sum() + torch.linalg.vector_norm(values[whole:]).to(torch.float64).square_()
+def _dot(values: Any, others: Any) -> float:
+    """Σ x y; once more in float64 where products that matter may have left the range of float32."""
+    total = _block_sums(values, others)
+    if not SAFE_SUM * len(values) < abs(total) < math.inf:
+        widen: Any = np.float64 if isinstance(values, np.ndarray) else Tensor.double
+        total = _block_sums(widen(values), widen(others))
+    return total
+
+
+def _block_sums(values: Any, others: Any) -> float:
+    whole = len(values) // BLOCK * BLOCK
+    if isinstance(values, np.ndarray):
+        blocks = values[:whole].reshape(-1, 1, BLOCK) @ others[:whole].reshape(-1, BLOCK, 1)
+        return float(blocks.sum(dtype=np.float64)) + float(values[whole:] @ others[whole:])
+    blocks = torch.linalg.vecdot(values[:whole].view(-1, BLOCK), others[:whole].view(-1, BLOCK))
+    return float(blocks.sum(dtype=torch.float64) + torch.linalg.vecdot(values[whole:], others[whole:]).double())
 
 
 class NumbaKernel:
-    """One fused loop over each parameter; on a CPU it costs little more than reading the vectors once."""
+    """One fused loop over all parameters; on a CPU it costs little more than reading the vectors once."""
 
     name = "numba"
 
@@ -174,89 +192,144 @@ class NumbaKernel:
         self._differs, self._gradient, self._position = _compiled()
 
     def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
+        dense = _dense(vector.parameters)
         bits = np.int32 if vector.dtype == torch.float32 else np.int64
-        return any(self._differs(values.view(bits), other.view(bits)) for values, other in self._pairs(vector, kept))
+        return self._differs(_addresses(dense), vector.bounds, kept.numpy().view(bits))
 
     def gradient_sums(
         self, vector: ParameterVector, gradients: Sequence[Tensor | None], kept: Tensor
     ) -> tuple[float, float]:
-        dot = square = 0.0
-        target = kept.numpy()
-        for index, gradient in enumerate(gradients):
-            span = slice(vector.offsets[index], vector.offsets[index + 1])
-            if gradient is None:
-                target[span] = 0.0
-                continue
-            with_previous, with_itself = self._gradient(gradient.reshape(-1).numpy(), target[span])
-            dot += with_previous
-            square += with_itself
-        return dot, square
+        dense = _dense(gradients)
+        return self._gradient(_addresses(dense), vector.bounds, kept.numpy())
 
     def position_sums(
         self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
     ) -> tuple[float, float, float]:
-        param = update = distance = 0.0
-        origin = start.numpy()
-        for index, (values, other) in enumerate(self._pairs(vector, kept)):
-            span = slice(vector.offsets[index], vector.offsets[index + 1])
-            sums = self._position(values, other, origin[span], advance)
-            param += sums[0]
-            update += sums[1]
-            distance += sums[2]
-        return param, update, distance
+        dense = _dense(vector.parameters)
+        return self._position(_addresses(dense), vector.bounds, kept.numpy(), start.numpy(), advance)
 
-    def _pairs(self, vector: ParameterVector, kept: Tensor):
-        flat = kept.numpy()
-        for index, values in enumerate(_flat(vector)):
-            yield values.numpy(), flat[vector.offsets[index] : vector.offsets[index + 1]]
+
+def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The tensors, or copies where their coordinates do not lie in order; to be held while their addresses are used."""
+    return [
+        tensor
+        if tensor is None or (tensor.is_contiguous() and not tensor.is_neg())
+        else tensor.detach().clone(memory_format=torch.contiguous_format)
+        for tensor in tensors
+    ]
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> np.ndarray:
+    """Where each tensor's first coordinate lies; 0 for None."""
+    return np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], dtype=np.int64)
 
 
 @functools.cache
 def _compiled() -> tuple[Any, Any, Any]:
-    """The three loops, compiled once a process. Sums may be reordered, but NaN and infinity keep their meaning."""
-    import numba  # pyright: ignore[reportMissingImports]
+    """The three loops, compiled once a process: over parameters given by address, each cut into blocks.
+
+    Sums may be reordered, but NaN and infinity keep their meaning. A block whose sums are too small or too large for
+    float32 is summed once more in float64 while it is in the cache: ``zero`` tells the precision.
+    """
+    numba: Any = importlib.import_module("numba")
 
     jit = numba.njit(fastmath={"reassoc", "contract", "nsz"})
 
+    @numba.extending.intrinsic
+    def pointer(typing, address, like):
+        """The address as a pointer to what the array ``like`` holds."""
+
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return numba.types.CPointer(like.dtype)(address, like), generate
+
     @jit
-    def block_differs(values, other):
+    def in_range(value):
+        return BLOCK * SAFE_SUM < abs(value) < np.inf
+
+    @jit
+    def chosen(narrow, wide):
+        return np.float64(narrow) if in_range(narrow) else wide
+
+    @jit
+    def copy(source, target):
+        for i in range(source.size):
+            target[i] = source[i]
+
+    @jit
+    def block_differs(values, kept):
         difference = values.dtype.type(0)
         for i in range(values.size):
-            difference |= values[i] ^ other[i]
+            difference |= values[i] ^ kept[i]
         return difference != 0
 
     @jit
-    def differs(values, other):
-        for begin in range(0, values.size, BLOCK):
-            if block_differs(values[begin : begin + BLOCK], other[begin : begin + BLOCK]):
-                return True
+    def differs(addresses, bounds, kept):
+        for index in range(addresses.size):
+            values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
+            others = kept[bounds[index] : bounds[index + 1]]
+            for i in range(0, values.size, BLOCK):
+                if block_differs(values[i : i + BLOCK], others[i : i + BLOCK]):
+                    return True
         return False
 
     @jit
-    def gradient_sums(gradient, kept):
-        dot = 0.0
-        square = 0.0
+    def gradient_block(gradient, kept, zero):
+        dot = square = zero
         for i in range(gradient.size):
-            value = np.float64(gradient[i])
-            dot += value * np.float64(kept[i])
+            value = gradient[i] + zero
+            dot += value * kept[i]
             square += value * value
-            kept[i] = gradient[i]
         return dot, square
 
     @jit
-    def position_sums(values, kept, start, advance):
-        param = 0.0
-        update = 0.0
-        distance = 0.0
+    def gradient_sums(addresses, bounds, kept):
+        dot = square = 0.0
+        for index in range(addresses.size):
+            previous = kept[bounds[index] : bounds[index + 1]]
+            if addresses[index] == 0:
+                previous[:] = 0
+                continue
+            gradient = numba.carray(pointer(addresses[index], kept), previous.size)
+            for i in range(0, gradient.size, BLOCK):
+                new, old = gradient[i : i + BLOCK], previous[i : i + BLOCK]
+                sums, wide = gradient_block(new, old, kept.dtype.type(0)), (0.0, 0.0)
+                if not (in_range(sums[0]) and in_range(sums[1])):
+                    wide = gradient_block(new, old, 0.0)
+                dot += chosen(sums[0], wide[0])
+                square += chosen(sums[1], wide[1])
+                copy(new, old)
+        return dot, square
+
+    @jit
+    def position_block(values, kept, start, zero):
+        param = update = distance = zero
         for i in range(values.size):
-            value = np.float64(values[i])
-            step = value - np.float64(kept[i])
-            displacement = value - np.float64(start[i])
+            value = values[i] + zero
+            step = value - kept[i]
+            displacement = value - start[i]
             param += value * value
             update += step * step
             distance += displacement * displacement
-            if advance:
-                kept[i] = values[i]
+        return param, update, distance
+
+    @jit
+    def position_sums(addresses, bounds, kept, start, advance):
+        param = update = distance = 0.0
+        for index in range(addresses.size):
+            values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
+            befores, origins = kept[bounds[index] : bounds[index + 1]], start[bounds[index] : bounds[index + 1]]
+            for i in range(0, values.size, BLOCK):
+                new, old, origin = values[i : i + BLOCK], befores[i : i + BLOCK], origins[i : i + BLOCK]
+                sums, wide = position_block(new, old, origin, kept.dtype.type(0)), (0.0, 0.0, 0.0)
+                if not (in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2])):
+                    wide = position_block(new, old, origin, 0.0)
+                param += chosen(sums[0], wide[0])
+                update += chosen(sums[1], wide[1])
+                distance += chosen(sums[2], wide[2])
+                if advance:
+                    copy(new, old)
         return param, update, distance
 
     return differs, gradient_sums, position_sums

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class ParameterVector:
         self.offsets = [0]
         for parameter in self.parameters:
             self.offsets.append(self.offsets[-1] + parameter.numel())
+        self.bounds = np.array(self.offsets)
         self._layout = [(parameter.shape, parameter.dtype) for parameter in self.parameters]
 
     @property
@@ -72,8 +74,11 @@ class ParameterVector:
         ]
 
     def gradients(self) -> list[Tensor | None]:
-        """Each parameter's ``.grad``, dense; None where there is none, which counts as zeros."""
-        return [None if parameter.grad is None else _dense(parameter.grad.detach()) for parameter in self.parameters]
+        """Each parameter's ``.grad``, dense and of the vector's dtype; None counts as zeros."""
+        return [
+            None if parameter.grad is None else _dense(parameter.grad.detach()).to(self.dtype)
+            for parameter in self.parameters
+        ]
 
 
 _PIECE = 1 << 18
