@@ -29,7 +29,8 @@ class ParameterVector:
         for parameter in self.parameters:
             self.offsets.append(self.offsets[-1] + parameter.numel())
         self.bounds = np.array(self.offsets)
-        self._layout = [(parameter.shape, parameter.dtype) for parameter in self.parameters]
+        self.index = {id(parameter): index for index, parameter in enumerate(self.parameters)}
+        self._layout = self._present_layout()
 
     @property
     def size(self) -> int:
@@ -46,12 +47,17 @@ class ParameterVector:
 
     def check_layout(self) -> None:
         """Raise where a parameter changed its shape or dtype: the kept vectors no longer fit it."""
+        if self._present_layout() == self._layout:
+            return
         for parameter, (shape, dtype) in zip(self.parameters, self._layout, strict=True):
             if parameter.shape != shape or parameter.dtype != dtype:
                 raise InputError(
                     f"A parameter of shape {tuple(shape)} and dtype {dtype} now has shape {tuple(parameter.shape)} and "
                     f"dtype {parameter.dtype}: no segment leads from one to the other. Close the walk and watch again."
                 )
+
+    def _present_layout(self) -> list[tuple[torch.Size, torch.dtype]]:
+        return [(parameter.shape, parameter.dtype) for parameter in self.parameters]
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.size, dtype=self.dtype, device=self.device)
@@ -73,12 +79,10 @@ class ParameterVector:
             for start, parameter in zip(self.offsets[:-1], self.parameters, strict=True)
         ]
 
-    def gradients(self) -> list[Tensor | None]:
-        """Each parameter's ``.grad``, dense and of the vector's dtype; None counts as zeros."""
-        return [
-            None if parameter.grad is None else _dense(parameter.grad.detach()).to(self.dtype)
-            for parameter in self.parameters
-        ]
+    def gradient(self, parameter: torch.nn.Parameter) -> Tensor | None:
+        """A parameter's ``.grad``, dense and of the vector's dtype; None where there is none, which counts as zeros."""
+        gradient = parameter.grad
+        return gradient if gradient is None else _dense(gradient.detach()).to(self.dtype)
 
 
 _PIECE = 1 << 18

@@ -56,11 +56,10 @@ class Trajectory:
 
     def gradients_final(self, parameters: Iterable[nn.Parameter], *, keep: bool) -> None:
         """Take some parameters' gradients as the optimizer received them; ``keep`` copies those that may change."""
-        chosen = {id(parameter) for parameter in parameters}
-        for index, (parameter, gradient) in enumerate(
-            zip(self.vector.parameters, self.vector.gradients(), strict=True)
-        ):
-            if id(parameter) in chosen:
+        for parameter in parameters:
+            index = self.vector.index.get(id(parameter))
+            if index is not None:
+                gradient = self.vector.gradient(parameter)
                 self._final[index] = gradient.clone() if keep and gradient is not None else gradient
 
     def measure(self, *, advance: bool) -> tuple[dict[str, float], dict[str, str]]:
@@ -122,10 +121,10 @@ class Trajectory:
 
     def _grow(self, parameters: list[nn.Parameter]) -> int:
         """Follow parameters that were added to the optimizer, such as layers unfrozen late."""
-        known = {id(parameter) for parameter in self.vector.parameters}
-        new = [parameter for parameter in {id(p): p for p in parameters}.values() if id(parameter) not in known]
-        if not new:
+        known = self.vector.index
+        if all(id(parameter) in known for parameter in parameters):
             return 0
+        new = [parameter for parameter in {id(p): p for p in parameters}.values() if id(parameter) not in known]
         added = ParameterVector(new)
         self.vector = ParameterVector([*self.vector.parameters, *new])
         here = added.read()

@@ -352,6 +352,10 @@ class Walk:
         return due
 
     def _measure(self, due: set[str]) -> Measurement:
+        if not due:
+            if self._measuring is not None:
+                self._measuring.forget()
+            return Measurement()
         measures = {name: self._measures[name] for name in sorted(due - {"segment"})}
         if self._measuring is None:
             result = Measurement()
@@ -360,15 +364,12 @@ class Walk:
                     place = self._here(self._trajectory.point, None, None)
                     for name, measure in measures.items():
                         take(name, measure, place, result)
-        elif due:
+        else:
             try:
                 result = self._measuring.measure(self._here, segment="segment" in due, measures=measures)
             except Exception as error:  # the model could not be copied again, say
                 reasons = dict.fromkeys(due, f"measurement failed: {type(error).__name__}: {error}")
                 result = Measurement(reasons=reasons, failures=[(name, error) for name in sorted(due)])
-        else:
-            self._measuring.forget()
-            return Measurement()
         for name, error in result.failures:
             self._disable(name, error)
         for kind, message in result.remarks:
