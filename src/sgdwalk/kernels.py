@@ -23,6 +23,9 @@ from sgdwalk.params import ParameterVector
 BLOCK = 512
 """Coordinates whose partial sum may stay in float32; its rounding error is then far below the norms' own."""
 
+FUSED_BLOCK = 256
+"""The same in the compiled loops: the compiler makes a library call of a block's copy, and longer ones start slowly."""
+
 CHUNK = 1024 * BLOCK
 """Coordinates that the plain kernel takes at a time: 2 MiB of float32; smaller ones cost more calls."""
 
@@ -229,7 +232,8 @@ def _compiled() -> tuple[Any, Any, Any]:
     """The three loops, compiled once a process: over parameters given by address, each cut into blocks.
 
     Sums may be reordered, but NaN and infinity keep their meaning. A block whose sums are too small or too large for
-    float32 is summed once more in float64 while it is in the cache: ``zero`` tells the precision.
+    float32 is summed once more in float64 while it is in the cache: ``zero`` tells the precision. Each sum is chosen on
+    its own, so that its last digits do not depend on the others: a resumed walk repeats them.
     """
     numba: Any = importlib.import_module("numba")
 
@@ -246,7 +250,7 @@ def _compiled() -> tuple[Any, Any, Any]:
 
     @jit
     def in_range(value):
-        return BLOCK * SAFE_SUM < abs(value) < np.inf
+        return FUSED_BLOCK * SAFE_SUM < abs(value) < np.inf
 
     @jit
     def chosen(narrow, wide):
@@ -269,8 +273,8 @@ def _compiled() -> tuple[Any, Any, Any]:
         for index in range(addresses.size):
             values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
             others = kept[bounds[index] : bounds[index + 1]]
-            for i in range(0, values.size, BLOCK):
-                if block_differs(values[i : i + BLOCK], others[i : i + BLOCK]):
+            for i in range(0, values.size, FUSED_BLOCK):
+                if block_differs(values[i : i + FUSED_BLOCK], others[i : i + FUSED_BLOCK]):
                     return True
         return False
 
@@ -292,13 +296,16 @@ def _compiled() -> tuple[Any, Any, Any]:
                 previous[:] = 0
                 continue
             gradient = numba.carray(pointer(addresses[index], kept), previous.size)
-            for i in range(0, gradient.size, BLOCK):
-                new, old = gradient[i : i + BLOCK], previous[i : i + BLOCK]
-                sums, wide = gradient_block(new, old, kept.dtype.type(0)), (0.0, 0.0)
-                if not (in_range(sums[0]) and in_range(sums[1])):
+            for i in range(0, gradient.size, FUSED_BLOCK):
+                new, old = gradient[i : i + FUSED_BLOCK], previous[i : i + FUSED_BLOCK]
+                sums = gradient_block(new, old, kept.dtype.type(0))
+                if in_range(sums[0]) and in_range(sums[1]):
+                    dot += sums[0]
+                    square += sums[1]
+                else:
                     wide = gradient_block(new, old, 0.0)
-                dot += chosen(sums[0], wide[0])
-                square += chosen(sums[1], wide[1])
+                    dot += chosen(sums[0], wide[0])
+                    square += chosen(sums[1], wide[1])
                 copy(new, old)
         return dot, square
 
@@ -320,14 +327,22 @@ def _compiled() -> tuple[Any, Any, Any]:
         for index in range(addresses.size):
             values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
             befores, origins = kept[bounds[index] : bounds[index + 1]], start[bounds[index] : bounds[index + 1]]
-            for i in range(0, values.size, BLOCK):
-                new, old, origin = values[i : i + BLOCK], befores[i : i + BLOCK], origins[i : i + BLOCK]
-                sums, wide = position_block(new, old, origin, kept.dtype.type(0)), (0.0, 0.0, 0.0)
-                if not (in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2])):
+            for i in range(0, values.size, FUSED_BLOCK):
+                new, old, origin = (
+                    values[i : i + FUSED_BLOCK],
+                    befores[i : i + FUSED_BLOCK],
+                    origins[i : i + FUSED_BLOCK],
+                )
+                sums = position_block(new, old, origin, kept.dtype.type(0))
+                if in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2]):
+                    param += sums[0]
+                    update += sums[1]
+                    distance += sums[2]
+                else:
                     wide = position_block(new, old, origin, 0.0)
-                param += chosen(sums[0], wide[0])
-                update += chosen(sums[1], wide[1])
-                distance += chosen(sums[2], wide[2])
+                    param += chosen(sums[0], wide[0])
+                    update += chosen(sums[1], wide[1])
+                    distance += chosen(sums[2], wide[2])
                 if advance:
                     copy(new, old)
         return param, update, distance
