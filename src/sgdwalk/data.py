@@ -325,6 +325,17 @@ def _like(tree: Mapping, mapped: dict) -> Any:
         return type(tree)(**mapped)
 
 
+def cut_rows(tree: Any, size: int, low: int, high: int) -> Any:
+    """Rows low to high of every tensor of the tree; ValueError where one has no row for each example."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or len(tensor) != size:
+            raise ValueError
+        return tensor[low:high]
+
+    return map_tensors(cut, tree)
+
+
 def batch_length(batch: Any) -> int:
     """Examples in a batch: the length of its first tensor."""
     for leaf in leaves(batch):

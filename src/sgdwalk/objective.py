@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgdwalk.data import EvaluationData, map_tensors
+from sgdwalk.data import EvaluationData, cut_rows, map_tensors
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
 from sgdwalk.replica import Replica, Site, batchnorm_layers, function_state, update_digest
@@ -67,7 +67,8 @@ class FullLoss:
         """How second derivatives are had; ``finite_difference`` once a kernel turned out to have none."""
         self.halved: set[int] = set()
         self._device = site.vector.device
-        self._mixes_examples = site.batchnorm == "train" and bool(batchnorm_layers(site.source))
+        self.mixes_examples = site.batchnorm == "train" and bool(batchnorm_layers(site.source))
+        """Whether an example's loss depends on the others of its batch, through BatchNorm in train mode."""
         self.channels_last = False
 
     def fingerprint(self) -> bytes:
@@ -154,7 +155,7 @@ class FullLoss:
         try:
             return self.sum_and_count(*self.forward(self.site.module, self._prepared(batch)), self.data.sizes[index])
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or self._mixes_examples or self.data.sizes[index] < 2:
+            if not is_out_of_memory(error) or self.mixes_examples or self.data.sizes[index] < 2:
                 raise
         self.halved.add(index)
         return self._in_halves(batch, self.data.sizes[index])
@@ -174,9 +175,16 @@ class FullLoss:
                 total, count = total + value, count + number
         return total, count
 
-    def outputs(self, index: int) -> tuple[Any, Any]:
-        """The model's output and the target of one evaluation batch."""
-        return self.forward(self.site.module, self._prepared(self.data[index]))
+    def outputs(self, index: int, low: int = 0, high: int | None = None) -> tuple[Any, Any]:
+        """The model's output and the target of one evaluation batch, or of its examples low to high alone.
+
+        Raises:
+            ValueError: where a tensor of the batch has no row for each example, so that it cannot be cut.
+        """
+        batch = self.data[index]
+        if high is not None:
+            batch = cut_rows(batch, self.data.sizes[index], low, high)
+        return self.forward(self.site.module, self._prepared(batch))
 
     def sum_and_count(self, output: Any, target: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
         return self.as_sum_and_count(self.loss_fn(output, target), size)

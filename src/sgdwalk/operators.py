@@ -143,7 +143,7 @@ class LossOperator(Operator):
         if graph is None:
             return self.build(index, leaves)
         if self._memory_limit is None:
-            self._memory_limit = _free_bytes(self.device) // 4
+            self._memory_limit = free_bytes(self.device) // 4
         if self._graph_bytes + size <= self._memory_limit:
             self._graphs[index] = graph
             self._graph_bytes += size
@@ -199,7 +199,7 @@ class HessianOperator(LossOperator):
     def build(self, index: int, leaves: list) -> tuple[Tensor, ...]:
         loss = self.full_loss.weighted_loss(index, self.total_count())
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        _refuse_dead_ends(gradients)
+        refuse_dead_ends(gradients)
         return gradients
 
     def apply(self, graph: Any, leaves: list, directions: list[Tensor]) -> Sequence[Tensor | None]:
@@ -256,7 +256,7 @@ class GaussNewtonOperator(LossOperator):
         weights = torch.zeros_like(output, requires_grad=True)
         # Jᵀ w is linear in w; its derivative by w along v is J v.
         pulled = torch.autograd.grad(output, leaves, weights, create_graph=True, materialize_grads=True)
-        _refuse_dead_ends(pulled)
+        refuse_dead_ends(pulled)
         return output, free, slope, list(pulled), weights
 
     def apply(self, graph: Any, leaves: list, directions: list[Tensor]) -> Sequence[Tensor | None]:
@@ -309,7 +309,7 @@ class NoSecondDerivativeError(Exception):
     """A kernel on the way from the parameters to the loss can be differentiated once only."""
 
 
-def _refuse_dead_ends(gradients: Sequence[Tensor]) -> None:
+def refuse_dead_ends(gradients: Sequence[Tensor]) -> None:
     """Find kernels marked as differentiable once: their error node lies off every path to the parameters, so autograd
     would leave their part out of a second derivative without a word."""
     seen: set[Any] = set()
@@ -338,7 +338,7 @@ def _measured(build: Callable[[], Any]) -> tuple[Any, int]:
     return graph, sum(storages.values())
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that could be had now, on the parameters' device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdwalk.data import leaves, map_tensors
+from sgdwalk.data import cut_rows, leaves
 from sgdwalk.errors import InputError
 from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums, is_out_of_memory
 
@@ -98,7 +98,7 @@ def _checked_batch(full_loss: FullLoss, index: int, unchecked: list[str]) -> tup
     parts = []
     for low, high in ((0, cut), (cut, size)):
         try:
-            part_output, part_target = (_rows(tree, size, low, high) for tree in (output, target))
+            part_output, part_target = (cut_rows(tree, size, low, high) for tree in (output, target))
         except ValueError:
             unchecked.append(
                 "Whether loss_fn is a batch mean could not be checked, because its output cannot be cut along the "
@@ -128,17 +128,6 @@ def _not_a_mean(loss: Any, parts: list, size: int, index: int, whole: float, tog
         f"{seen}: it is no mean over examples (class weights, ignore_index, per-token means, or a loss between "
         "examples). Return a pair (sum, count), for which the full loss is the total sum over the total count."
     )
-
-
-def _rows(tree: Any, size: int, low: int, high: int) -> Any:
-    """Rows low to high of every tensor of the tree; ValueError where one has no row for each example."""
-
-    def cut(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 0 or len(tensor) != size:
-            raise ValueError
-        return tensor[low:high]
-
-    return map_tensors(cut, tree)
 
 
 def _check_devices(output: Any, target: Any) -> None:
