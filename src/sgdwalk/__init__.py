@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
     from sgdwalk.measures import Undefined, at
+    from sgdwalk.noise import gradient_noise, gradient_second_moment
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.run import Run, open_run
     from sgdwalk.sharpness import BatchSharpness, batch_sharpness
@@ -46,6 +47,8 @@ _HOME = {
     "every": "when",
     "first_steps": "when",
     "gauss_newton": "curvature",
+    "gradient_noise": "noise",
+    "gradient_second_moment": "noise",
     "hessian": "curvature",
     "in_epochs": "when",
     "is_measuring": "isolation",
@@ -84,6 +87,8 @@ __all__ = [
     "figures",
     "first_steps",
     "gauss_newton",
+    "gradient_noise",
+    "gradient_second_moment",
     "hessian",
     "in_epochs",
     "is_measuring",
