@@ -130,7 +130,7 @@ def test_gradients_that_do_not_fit_are_made_again(kind, memory_limit):
 
 
 def test_batches_larger_than_a_piece_are_cut_where_that_changes_nothing():
-    """One batch of 40 goes through the model in pieces of 16, but not where the model itself mixes its examples."""
+    """One batch of 20 goes through the model in pieces of 8, but not where the model itself mixes its examples."""
 
     class Contrast(nn.Module):
         def __init__(self, strength):
@@ -143,8 +143,8 @@ def test_batches_larger_than_a_piece_are_cut_where_that_changes_nothing():
             return output - self.strength * output.mean(0)
 
     sizes: list = []
-    data = nets.classification(40, dtype=torch.float64)
-    for strength, seen in ((0.0, [40, 16, 16, 8]), (0.5, [40, 16, 40])):
+    data = nets.classification(20, dtype=torch.float64)
+    for strength, seen in ((0.0, [20, 8, 8, 4]), (0.5, [20, 8, 20])):
         model = Contrast(strength)
         operator = sgdwalk.gradient_second_moment(model, nn.CrossEntropyLoss(reduction="none"), data)
         sizes.clear()

@@ -18,7 +18,7 @@ from sgdwalk.errors import InputError
 from sgdwalk.objective import FullLoss
 from sgdwalk.probes import AGREEMENT
 
-PIECE = 16
+PIECE = 8
 """Examples of a forward pass for single gradients: each costs a backward pass through all of them."""
 
 CHUNK_BYTES = 1 << 28

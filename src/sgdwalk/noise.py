@@ -179,7 +179,7 @@ def gradient_second_moment(
 
     A product costs about six forward passes over ``data`` (graphs are kept while they fit, as for a Hessian) and needs
     no single gradients: with J the Jacobian of the ℓ_i it is Jᵀ (J v) / N. ``.trace()``, ``.diagonal()``,
-    ``.squared_norms()``, ``.gram()`` and ``.eigenpairs(k)`` take the single gradients: about 16 backward passes over
+    ``.squared_norms()``, ``.gram()`` and ``.eigenpairs(k)`` take the single gradients: about eight backward passes over
     ``data``, or under BatchNorm in train mode as many as an evaluation batch has examples.
 
     Args:
