@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
     from sgdwalk.measures import Undefined, at
+    from sgdwalk.max_variance import max_gradient_variance
     from sgdwalk.noise import gradient_noise, gradient_second_moment
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.run import Run, open_run
@@ -52,6 +53,7 @@ _HOME = {
     "hessian": "curvature",
     "in_epochs": "when",
     "is_measuring": "isolation",
+    "max_gradient_variance": "max_variance",
     "open_run": "run",
     "preconditioned": "curvature",
     "save_figure": "report",
@@ -92,6 +94,7 @@ __all__ = [
     "hessian",
     "in_epochs",
     "is_measuring",
+    "max_gradient_variance",
     "open_run",
     "preconditioned",
     "save_figure",
