@@ -32,7 +32,7 @@ LAYERS = [
     {"examples", "standing"},
     {"outer_products"},
     {"noise"},
-    {"max_variance"},
+    {"max_variance", "noise_scale"},
     {"measuring", "hooks"},
     {"stability"},
     {"curvature", "sharpness", "spectrum"},

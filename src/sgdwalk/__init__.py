@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgdwalk.measures import Undefined, at
     from sgdwalk.max_variance import max_gradient_variance
     from sgdwalk.noise import gradient_noise, gradient_second_moment
+    from sgdwalk.noise_scale import gradient_noise_scale
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.run import Run, open_run
     from sgdwalk.sharpness import BatchSharpness, batch_sharpness
@@ -49,6 +50,7 @@ _HOME = {
     "first_steps": "when",
     "gauss_newton": "curvature",
     "gradient_noise": "noise",
+    "gradient_noise_scale": "noise_scale",
     "gradient_second_moment": "noise",
     "hessian": "curvature",
     "in_epochs": "when",
@@ -90,6 +92,7 @@ __all__ = [
     "first_steps",
     "gauss_newton",
     "gradient_noise",
+    "gradient_noise_scale",
     "gradient_second_moment",
     "hessian",
     "in_epochs",
