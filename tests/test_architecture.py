@@ -32,7 +32,7 @@ LAYERS = [
     {"examples", "standing"},
     {"outer_products"},
     {"noise"},
-    {"max_variance", "noise_scale"},
+    {"max_variance", "noise_scale", "alignment"},
     {"measuring", "hooks"},
     {"stability"},
     {"curvature", "sharpness", "spectrum"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdwalk import analysis, figures
+    from sgdwalk.alignment import noise_alignment, power_law, principal_angles
     from sgdwalk.checkpoints import Checkpoints
     from sgdwalk.curvature import SpectralNorm, eigenpairs, gauss_newton, hessian, preconditioned, spectral_norm
     from sgdwalk.data import subset
@@ -56,8 +57,11 @@ _HOME = {
     "in_epochs": "when",
     "is_measuring": "isolation",
     "max_gradient_variance": "max_variance",
+    "noise_alignment": "alignment",
     "open_run": "run",
+    "power_law": "alignment",
     "preconditioned": "curvature",
+    "principal_angles": "alignment",
     "save_figure": "report",
     "spectral_density": "spectrum",
     "spectral_norm": "curvature",
@@ -98,8 +102,11 @@ __all__ = [
     "in_epochs",
     "is_measuring",
     "max_gradient_variance",
+    "noise_alignment",
     "open_run",
+    "power_law",
     "preconditioned",
+    "principal_angles",
     "save_figure",
     "spectral_density",
     "spectral_norm",
