@@ -31,7 +31,7 @@ LAYERS = [
     {"segment", "probes", "measures", "overheard"},
     {"examples", "standing"},
     {"outer_products"},
-    {"noise"},
+    {"noise", "residual"},
     {"max_variance", "noise_scale", "alignment"},
     {"measuring", "hooks"},
     {"stability"},

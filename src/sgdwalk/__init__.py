@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sgdwalk.noise import gradient_noise, gradient_second_moment
     from sgdwalk.noise_scale import gradient_noise_scale
     from sgdwalk.report import save_figure, write_report
+    from sgdwalk.residual import hessian_residual
     from sgdwalk.run import Run, open_run
     from sgdwalk.sharpness import BatchSharpness, batch_sharpness
     from sgdwalk.spectrum import spectral_density, trace
@@ -54,6 +55,7 @@ _HOME = {
     "gradient_noise_scale": "noise_scale",
     "gradient_second_moment": "noise",
     "hessian": "curvature",
+    "hessian_residual": "residual",
     "in_epochs": "when",
     "is_measuring": "isolation",
     "max_gradient_variance": "max_variance",
@@ -99,6 +101,7 @@ __all__ = [
     "gradient_noise_scale",
     "gradient_second_moment",
     "hessian",
+    "hessian_residual",
     "in_epochs",
     "is_measuring",
     "max_gradient_variance",
