@@ -139,3 +139,57 @@ def test_bad_input_is_refused():
     with pytest.raises(sgdwalk.InputError, match="gradient='exact' does not exist"):
         sgdwalk.gradient_noise_scale(model, loss_fn, data, batch_size=5, gradient="exact")
     assert sgdwalk.gradient_noise_scale(model, loss_fn, data, batch_size=5).num_left_out == 3
+
+
+# ------------------------------------------------------------------------------------------------------ along a walk
+def test_along_a_walk_it_is_that_of_each_iterate():
+    """Fixed evaluation batches at θ_t against loops over them; the ragged last one is another B and left out."""
+    x = draw(26, SIGMAS, mean_gradient(6.0), seed=1)
+    model = Mean(12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = []
+    measures = {"noise": sgdwalk.GradientNoiseScale(None), "few": sgdwalk.GradientNoiseScale(4, seed=3)}
+    with sgdwalk.watch(
+        model, optimizer, half_squared_errors, (x, x), batch_size=4, measures=measures, on_error="raise"
+    ) as walk:
+        for _ in range(3):
+            kept.append(next(model.parameters()).detach().clone().double())
+            optimizer.zero_grad()
+            half_squared_errors(model(x), x).mean().backward()
+            optimizer.step()
+    order = np.random.default_rng(0).permutation(26)
+    parts = [order[k : k + 4] for k in range(0, 24, 4)]
+    steps = walk.run.steps
+    for step, theta in enumerate(kept):
+        rows = torch.stack([(theta - x[part]).mean(0) for part in parts])
+        expected = noise_scale_of(rows @ rows.T, 4)
+        for column, name in (
+            ("", "value"),
+            ("_low", "low"),
+            ("_trace", "trace"),
+            ("_gradient_square", "squared_gradient"),
+        ):
+            assert steps[f"noise{column}"][step] == pytest.approx(getattr(expected, name), rel=1e-9)
+    assert steps["noise_batch_size"].tolist() == [4.0] * 3
+    assert steps["few"].nunique() == 3
+
+
+def test_a_walk_without_enough_mini_batches_has_no_noise_scale():
+    x = draw(9, SIGMAS, mean_gradient(6.0), seed=1)
+    model = Mean(12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    measures = {"noise": sgdwalk.GradientNoiseScale(), "data": sgdwalk.GradientNoiseScale(gradient="data")}
+    with sgdwalk.watch(
+        model, optimizer, half_squared_errors, (x, x), batch_size=6, measures=measures, on_error="raise"
+    ) as walk:
+        half_squared_errors(model(x), x).mean().backward()
+        optimizer.step()
+    assert walk.run.steps["noise"].isna().all()
+    assert walk.run.steps["noise_reason"][0] == "1 of 2 evaluation batches are mini-batches of one size"
+    assert walk.run.steps["data_reason"].notna().all()
+
+
+@pytest.mark.parametrize("arguments", [{"num_batches": 2}, {"num_batches": True}, {"gradient": "mean"}], ids=str)
+def test_measures_that_cannot_be_meant_are_refused(arguments):
+    with pytest.raises(sgdwalk.InputError):
+        sgdwalk.GradientNoiseScale(**arguments)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from sgdwalk.data import subset
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
-    from sgdwalk.measures import Undefined, at
     from sgdwalk.max_variance import max_gradient_variance
+    from sgdwalk.measures import Undefined, at
     from sgdwalk.noise import gradient_noise, gradient_second_moment
-    from sgdwalk.noise_scale import gradient_noise_scale
+    from sgdwalk.noise_scale import GradientNoiseScale, gradient_noise_scale
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.residual import hessian_residual
     from sgdwalk.run import Run, open_run
@@ -35,6 +35,7 @@ _HOME = {
     "BatchSharpness": "sharpness",
     "CheckpointError": "errors",
     "Checkpoints": "checkpoints",
+    "GradientNoiseScale": "noise_scale",
     "InputError": "errors",
     "LossOptions": "standing",
     "ResumeError": "errors",
@@ -79,6 +80,7 @@ __all__ = [
     "BatchSharpness",
     "CheckpointError",
     "Checkpoints",
+    "GradientNoiseScale",
     "InputError",
     "LossOptions",
     "ResumeError",

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sgdwalk.distributions import student_t_975
+from sgdwalk.draws import generator
 from sgdwalk.errors import InputError
+from sgdwalk.measures import Here, Undefined
 from sgdwalk.noise import gradient_noise
 from sgdwalk.objective import Forward, LossFunction
+from sgdwalk.outer_products import inner_products
 
 FEWEST_BATCHES = 3
 """Mini-batches without which there is no jackknife."""
@@ -152,6 +155,74 @@ def noise_scale_of(
         if math.isinf(high):
             reason = reason or "the gradient cannot be told from zero, so the interval has no upper end"
     return NoiseScale(value, low, high, trace, squared, batch_size, len(gram), num_left_out, gradient, reason)
+
+
+class GradientNoiseScale:
+    """The gradient noise scale along a walk, as a measure: ``watch(..., measures={"noise": GradientNoiseScale()})``.
+
+    The mini-batches are evaluation batches of the walk: pass ``watch`` the batch size of training. Fills ``noise``
+    (tr Σ / ‖g‖², in examples), ``noise_low`` and ``noise_high``, its 95 % interval, ``noise_trace`` (tr Σ),
+    ``noise_gradient_square`` (‖g‖²) and ``noise_batch_size``. Costs a gradient of each mini-batch, and memory for all
+    of them at once: ``num_batches`` vectors of the parameters' size.
+
+    Args:
+        num_batches: mini-batches to measure on, drawn afresh at each step; None for all.
+        gradient: what g is, ``population`` or ``data``, as for :func:`gradient_noise_scale`; ``data`` takes all.
+        seed: of the draw.
+
+    >>> import torch, sgdwalk
+    >>> model, data = torch.nn.Linear(2, 1), (torch.randn(50, 2), torch.randn(50, 1))
+    >>> optimizer, loss_fn = torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.MSELoss()
+    >>> measures = {"noise": sgdwalk.GradientNoiseScale()}
+    >>> with sgdwalk.watch(model, optimizer, loss_fn, data, batch_size=5, measures=measures) as walk:
+    ...     loss_fn(model(data[0][:5]), data[1][:5]).backward()
+    ...     optimizer.step()
+    >>> walk.run.steps[["noise_trace", "noise_batch_size"]].notna().to_numpy().tolist()
+    [[True, True]]
+
+    Source: McCandlish et al. 2018 (arXiv 1812.06162).
+    """
+
+    def __init__(
+        self,
+        num_batches: int | None = 20,
+        *,
+        gradient: Literal["population", "data"] = "population",
+        seed: int = 0,
+    ):
+        if gradient not in ("population", "data"):
+            raise InputError(f"gradient={gradient!r} does not exist; there is 'population' and 'data'.")
+        counts = isinstance(num_batches, int) and not isinstance(num_batches, bool) and num_batches >= FEWEST_BATCHES
+        if num_batches is not None and not counts:
+            raise InputError(
+                f"num_batches={num_batches!r}: at least {FEWEST_BATCHES} mini-batches, or None for all: an interval "
+                "needs them."
+            )
+        self.num_batches = None if gradient == "data" else num_batches
+        self.gradient: Literal["population", "data"] = gradient
+        self.seed = seed
+
+    def __call__(self, here: Here) -> dict[str, float | Undefined]:
+        loss = here.full_loss()
+        sizes = loss.data.sizes
+        whole = [index for index, size in enumerate(sizes) if size == max(sizes)]  # a ragged last batch is another B
+        if len(whole) < 2 or (self.gradient == "data" and len(whole) < len(sizes)):
+            return {"value": Undefined(f"{len(whole)} of {len(sizes)} evaluation batches are mini-batches of one size")}
+        draw = generator("mini-batches of the gradient noise scale", self.seed, here.step)
+        chosen = [whole[i] for i in torch.randperm(len(whole), generator=draw)[: self.num_batches].tolist()]
+        rows = torch.stack([loss.gradient(batches=[index]) for index in chosen])
+        gram = inner_products(rows, rows)
+        if not bool(torch.isfinite(gram).all()):
+            return {"value": Undefined("a gradient is not finite")}
+        scale = noise_scale_of(gram, max(sizes), self.gradient)
+        return {
+            "value": scale.value if math.isfinite(scale.value) else Undefined(scale.reason),
+            "low": scale.low,
+            "high": scale.high if math.isfinite(scale.high) else Undefined(scale.reason),
+            "trace": scale.trace,
+            "gradient_square": scale.squared_gradient,
+            "batch_size": float(max(sizes)),
+        }
 
 
 class _Pairs:
