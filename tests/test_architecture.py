@@ -13,7 +13,7 @@ SOURCE = Path(sgdwalk.__file__).parent
 
 LAYERS = [
     {"errors", "records", "text"},
-    {"when", "valley", "provenance", "lock"},
+    {"when", "valley", "provenance", "lock", "norm_growth"},
     {"rows"},
     {"store"},
     {"run"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"noise", "residual"},
     {"max_variance", "noise_scale", "alignment"},
     {"measuring", "hooks"},
-    {"stability"},
+    {"stability", "isotropic"},
     {"curvature", "sharpness", "spectrum"},
     {"journal"},
     {"walk"},

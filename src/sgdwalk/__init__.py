@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from sgdwalk.data import subset
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
+    from sgdwalk.isotropic import isotropic_noise
     from sgdwalk.max_variance import max_gradient_variance
     from sgdwalk.measures import Undefined, at
     from sgdwalk.noise import gradient_noise, gradient_second_moment
     from sgdwalk.noise_scale import GradientNoiseScale, gradient_noise_scale
+    from sgdwalk.norm_growth import norm_under_noise, updates_to_norm
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.residual import hessian_residual
     from sgdwalk.run import Run, open_run
@@ -59,8 +61,10 @@ _HOME = {
     "hessian_residual": "residual",
     "in_epochs": "when",
     "is_measuring": "isolation",
+    "isotropic_noise": "isotropic",
     "max_gradient_variance": "max_variance",
     "noise_alignment": "alignment",
+    "norm_under_noise": "norm_growth",
     "open_run": "run",
     "power_law": "alignment",
     "preconditioned": "curvature",
@@ -71,6 +75,7 @@ _HOME = {
     "stability_threshold": "stability",
     "subset": "data",
     "trace": "spectrum",
+    "updates_to_norm": "norm_growth",
     "watch": "watching",
     "write_report": "report",
 }
@@ -106,8 +111,10 @@ __all__ = [
     "hessian_residual",
     "in_epochs",
     "is_measuring",
+    "isotropic_noise",
     "max_gradient_variance",
     "noise_alignment",
+    "norm_under_noise",
     "open_run",
     "power_law",
     "preconditioned",
@@ -118,6 +125,7 @@ __all__ = [
     "stability_threshold",
     "subset",
     "trace",
+    "updates_to_norm",
     "watch",
     "write_report",
 ]

@@ -92,7 +92,7 @@ class UpdateHooks:
 
     @_disable_dynamo
     def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if _depth(optimizer) > 1:
+        if step_depth(optimizer) > 1:
             return None
         if torch._C._current_graph_task_id() != -1:
             raise InputError(IN_BACKWARD)
@@ -105,9 +105,9 @@ class UpdateHooks:
 
     @_disable_dynamo
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if _depth(optimizer) > 1 or not self._open:
+        if step_depth(optimizer) > 1 or not self._open:
             return
-        if _was_skipped(optimizer):
+        if was_skipped(optimizer):
             self._skipped.append(optimizer)
         elif not isinstance(optimizer, LBFGS):
             self._listener.gradients_final(optimizer, keep=len(self._optimizers) > 1)
@@ -126,7 +126,8 @@ class UpdateHooks:
 
     def _with_first_gradient(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """L-BFGS evaluates its closure many times in one step; g_t is the gradient of the first, at θ_t."""
-        original: Callable[[], Any] = kwargs["closure"] if "closure" in kwargs else args[1]
+        original = closure_of(args, kwargs)
+        assert original is not None
         first = True
 
         def closure() -> Any:
@@ -137,12 +138,23 @@ class UpdateHooks:
                 self._listener.gradients_final(optimizer, keep=True)
             return loss
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure}
-        return (args[0], closure, *args[2:]), kwargs
+        return with_closure(args, kwargs, closure)
 
 
-def _depth(optimizer: Optimizer) -> int:
+def closure_of(args: tuple, kwargs: dict) -> Callable[[], Any] | None:
+    """The closure among the arguments of a ``step`` call as a pre-hook gets them, or None."""
+    closure = kwargs["closure"] if "closure" in kwargs else (*args[1:2], None)[0]
+    return closure if callable(closure) else None
+
+
+def with_closure(args: tuple, kwargs: dict, closure: Callable[[], Any]) -> tuple[tuple, dict]:
+    """The same arguments with another closure, as a pre-hook may return them."""
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), kwargs
+
+
+def step_depth(optimizer: Optimizer) -> int:
     """How many wrapped ``step`` calls of this optimizer are on the stack.
 
     Counted on the stack, because a counter of our own would be off for good after a step that raises.
@@ -156,7 +168,7 @@ def _depth(optimizer: Optimizer) -> int:
     return depth
 
 
-def _was_skipped(optimizer: Optimizer) -> bool:
+def was_skipped(optimizer: Optimizer) -> bool:
     """A gradient scaler lets a fused optimizer step and hands it the infinities it found; it then changes nothing."""
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, torch.Tensor) and bool(found.item())

@@ -69,7 +69,7 @@ class Experiment:
     num_points: int = 10
     """Intervals of a segment: the full loss is had at α = 0, 1/num_points, …, 1. The paper's is 10."""
     curvature_every: int | None = None
-    """Measure spectral norm and batch sharpness at every k-th update; never where not given."""
+    """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
 
     def __post_init__(self) -> None:
         _check_choice("dataset", self.dataset, NUM_TRAIN)

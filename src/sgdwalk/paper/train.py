@@ -124,6 +124,7 @@ def curvature(experiment: Experiment) -> dict[str, Any]:
     measures = {"spectral_norm": sgdwalk.at(when, sgdwalk.SpectralNorm(0.01, gradient_scale=scale))}
     if experiment.algorithm == "sgd":
         measures["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
+        measures["noise_scale"] = sgdwalk.at(when, sgdwalk.GradientNoiseScale())
     return measures
 
 
