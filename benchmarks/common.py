@@ -22,11 +22,14 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("torch", "numpy", "numba", "pandas", "cockpit-for-pytorch", "backpack-for-pytorch", "sgdwalk")
+PACKAGES = (
+    *("torch", "numpy", "numba", "pandas", "scipy", "sgdwalk"),
+    *("cockpit-for-pytorch", "backpack-for-pytorch", "curvlinops-for-pytorch", "pyhessian", "hessian-eigenthings"),
+)
 
 
 # --------------------------------------------------------------------------------------------------- command line
-def arguments(description: str, **defaults: Any) -> argparse.Namespace:
+def parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
     """The options that every benchmark takes, and one of its own for each keyword (an int, a float or a string)."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("SGDWALK_DATA_DIR"), help="real data sets")
@@ -34,7 +37,11 @@ def arguments(description: str, **defaults: Any) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the raw numbers")
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parsed = parser.parse_args()
+    return parser
+
+
+def arguments(description: str, **defaults: Any) -> argparse.Namespace:
+    parsed = parser(description, **defaults).parse_args()
     torch.set_num_threads(parsed.threads)
     return parsed
 
