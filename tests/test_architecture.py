@@ -19,7 +19,7 @@ LAYERS = [
     {"run"},
     {"analysis", "drawing"},
     {"captions", "summary"},
-    {"barrier_figure", "three_panels"},
+    {"barrier_figure", "curvature_figures", "three_panels"},
     {"figures", "svg"},
     {"report_figures", "report_tables"},
     {"report"},
@@ -48,7 +48,17 @@ LAYERS = [
 
 READING = {
     *("errors", "records", "text", "when", "valley", "provenance", "lock", "rows", "store", "run", "analysis"),
-    *("drawing", "captions", "summary", "barrier_figure", "three_panels", "figures", "svg", "report_figures"),
+    *(
+        "drawing",
+        "captions",
+        "summary",
+        "barrier_figure",
+        "curvature_figures",
+        "three_panels",
+        "figures",
+        "svg",
+        "report_figures",
+    ),
     *("report_tables", "report", "terminal", "cli"),
 }
 """Modules that import no torch, nor any module that does."""

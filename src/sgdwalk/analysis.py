@@ -55,6 +55,39 @@ def measure_columns(run: Run) -> list[str]:
     return [name for name in names if name not in known and not _is_reason(name, names)]
 
 
+ENDINGS = (
+    *("threshold", "edge_ratio", "standard_error", "low", "high"),
+    *("residual", "num_products", "batch_size", "trace", "gradient_square"),
+)
+"""Endings of the columns that belong to a measure's own column: ``spectral_norm_residual`` to ``spectral_norm``."""
+
+
+def family(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A measure's own column and those that belong to it by their endings."""
+    return table[[column for column in (name, *(f"{name}_{ending}" for ending in ENDINGS)) if column in table]]
+
+
+def thresholded_measures(run: Run) -> list[str]:
+    """Measures that bring a threshold along, which is defined at one step at least."""
+    table = run.steps
+    names = measure_columns(run)
+    return [name for name in names if f"{name}_threshold" in names and table[f"{name}_threshold"].notna().any()]
+
+
+def banded_measures(run: Run) -> list[str]:
+    """Measures that bring an interval along and no threshold."""
+    names, compared = measure_columns(run), thresholded_measures(run)
+    return [name for name in names if {f"{name}_low", f"{name}_high"} <= {*names} and name not in compared]
+
+
+def plain_measures(run: Run) -> list[str]:
+    """Columns of measures that belong to none with a threshold or an interval."""
+    told = {
+        column for name in (*thresholded_measures(run), *banded_measures(run)) for column in family(run.steps, name)
+    }
+    return [name for name in measure_columns(run) if name not in told]
+
+
 def _is_reason(name: str, names: list[str]) -> bool:
     return name.endswith("_reason") and (name[: -len("_reason")] in names or name == "segment_reason")
 

@@ -18,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sgdwalk import drawing
-from sgdwalk.analysis import derived, measure_columns, within
+from sgdwalk.analysis import derived, plain_measures, within
 from sgdwalk.barrier_figure import barriers
 from sgdwalk.captions import course, sentences, span, undefined
+from sgdwalk.curvature_figures import curvature, intervals, spectral_density
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
 from sgdwalk.errors import InputError
 from sgdwalk.text import count, plain
@@ -33,10 +34,13 @@ __all__ = [
     "alpha_star",
     "barriers",
     "comparison",
+    "curvature",
     "heights",
+    "intervals",
     "measures",
     "progress",
     "shared_limits",
+    "spectral_density",
     "three_panels",
     "training",
     "windows",
@@ -182,13 +186,15 @@ def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
 def measures(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Picture:
     """The columns that the user's own measures added, a panel each, at most six.
 
+    Those with a threshold are in :func:`curvature`, those with an interval in :func:`intervals`.
+
     Raises:
         InputError: no run has such a column.
 
     >>> measures(run).title
     'Measures'
     """
-    names = list(dict.fromkeys(name for run in runs for name in measure_columns(run)))
+    names = list(dict.fromkeys(name for run in runs for name in plain_measures(run)))
     if not names:
         raise InputError("None of these runs has a column of a measure: pass measures={...} to watch() to have one.")
     rest = ", ".join(plain(name, 40) for name in names[MOST_PANELS:])

@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from sgdwalk import figures
-from sgdwalk.analysis import derived, measure_columns
+from sgdwalk.analysis import banded_measures, derived, plain_measures, thresholded_measures
 from sgdwalk.captions import sentences
 from sgdwalk.drawing import Picture, style_of
 from sgdwalk.svg import StyleSheet, geometry, inline_svg
@@ -102,9 +102,13 @@ def sections(runs: Sequence[Run], styles: StyleSheet) -> list[Section]:
     measured = (
         [figures.heights, figures.alpha_star, figures.barriers, figures.progress] if watched else [figures.progress]
     )
-    travel = [figures.comparison, figures.training, *([figures.measures] if any(map(measure_columns, runs)) else [])]
+    travel = [figures.comparison, figures.training, *([figures.measures] if any(map(plain_measures, runs)) else [])]
+    curved = [
+        *([figures.curvature] if any(map(thresholded_measures, runs)) else []),
+        *([figures.intervals] if any(map(banded_measures, runs)) else []),
+    ]
     unwatched = "No segment was measured, so there is no floor, no height, no barrier and no α*."
-    return [
+    page = [
         Section("walk", "The walk, step by step", _WALK_TEXT if watched else unwatched, draw.walks()),
         Section(
             "height",
@@ -121,6 +125,9 @@ def sections(runs: Sequence[Run], styles: StyleSheet) -> list[Section]:
             [draw.over_all(figure) for figure in travel],
         ),
     ]
+    if curved:
+        page.append(Section("curvature", "Curvature and noise", _CURVATURE_TEXT, [*map(draw.over_all, curved)]))
+    return page
 
 
 _WALK_TEXT = (
@@ -128,6 +135,11 @@ _WALK_TEXT = (
     "from one iterate to the next: where it dips below both, the step went across a valley, whose floor the dashed "
     "line follows. A cosine near −1 means that the walk turns back on itself; a growing distance, that it travels. "
     "Each loss has its own scale, distances in a row share one."
+)
+_CURVATURE_TEXT = (
+    "How sharp the valley is where the walk stands, against what the optimizer's step can take: on a quadratic a step "
+    "beyond the threshold overshoots further each time. And how large the gradient's noise is. Each was taken at steps "
+    "of its own."
 )
 _COLUMNS: dict[Callable[..., Picture], tuple[str, ...]] = {
     figures.heights: ("height", "loss", "next_loss", "floor"),
@@ -167,7 +179,7 @@ class _Drawer:
 
     def over_all(self, figure: Callable[..., Picture]) -> FigureView:
         """A figure of all runs over all their steps."""
-        columns = _COLUMNS.get(figure) or [f"measure-{index}" for index in range(len(_measures(self._runs)))]
+        columns = _COLUMNS.get(figure) or [f"measure-{index}" for index in _told(figure, self._runs)]
         return self._view(partial(figure, *self._runs), range(len(self._runs)), columns)
 
     def _view(
@@ -203,8 +215,28 @@ class _Drawer:
         )
 
 
+def _told(figure: Callable[..., Picture], runs: Sequence[Run]) -> list[int]:
+    """Which of the told measures belong to one of the figures of measures."""
+    wanted: set[str] = set()
+    for run in runs:
+        if figure is figures.measures:
+            wanted.update(plain_measures(run))
+        else:
+            names = thresholded_measures(run) if figure is figures.curvature else banded_measures(run)
+            wanted.update(f"{name}{ending}" for name in names for ending in _TOLD_ENDINGS)
+    return [index for index, name in enumerate(_measures(runs)) if name in wanted]
+
+
+_TOLD_ENDINGS = ("", "_threshold", "_standard_error", "_low", "_high")
+
+
 def _measures(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in measure_columns(run)))[: figures.MOST_PANELS]
+    """The columns of measures whose numbers the page tells."""
+    plainly = dict.fromkeys(name for run in runs for name in plain_measures(run))
+    names = dict.fromkeys(name for run in runs for name in (*thresholded_measures(run), *banded_measures(run)))
+    have = {column for run in runs for column in run.steps.columns}
+    compared = [f"{name}{ending}" for name in names for ending in _TOLD_ENDINGS]
+    return [*list(plainly)[: figures.MOST_PANELS], *(column for column in compared if column in have)]
 
 
 def pointed_at(run: Run) -> pd.Index:

@@ -1,0 +1,160 @@
+"""Spectral norm at consecutive iterates: the measure of a walk against its peers, in turns at every iterate.
+
+    python benchmarks/spectral_norm_iterates.py                       # once: the iterates and their exact eigenvalues
+    python benchmarks/spectral_norm.py --algorithm sgd --batchnorm eval \\
+        --peer curvlinops .curvlinops/bin/python '{"ncv": 3, "tol": 0.1, "warm": true}'
+
+Every side finds the eigenvalue of largest magnitude at each of the stored iterates, one after the other, and may go on
+from its own last one. sgdwalk runs in this process, as it does in a walk; each peer in a process of its own environment
+(``spectral_norm_peers.py PEER --serve``), given as its name, its Python and a setting as JSON. The floor is what an
+oracle would pay that knew the eigenvector and had only to tell its eigenvalue: the gradients and one product.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import common
+import sgdwalk
+import spectral_norm_problem as problems
+
+Answer = dict[str, Any]
+
+
+class Ours:
+    """``SpectralNorm`` along a walk whose updates lead from one stored iterate to the next."""
+
+    def __init__(self, cache: Path, where: dict[str, str], tolerance: float):
+        self.cache, self.where = cache, where
+        self.measure = sgdwalk.SpectralNorm(tolerance)
+        self.answer: Answer = {}
+        first = problems.load(cache, iterate=0, **where)
+        self.model = first.model
+        self.walk = sgdwalk.watch(
+            self.model,
+            None,
+            F.cross_entropy,
+            first.batches,
+            when=None,
+            batchnorm=where["batchnorm"],
+            measures={"norm": sgdwalk.at(sgdwalk.every(1), self.timed)},
+            on_error="raise",
+        )
+
+    def timed(self, here: Any) -> float:
+        columns: dict[str, Any] = {}
+        seconds = common.seconds(lambda: columns.update(self.measure(here)))
+        value = columns["value"]
+        self.answer = {
+            "seconds": seconds,
+            "value": value if isinstance(value, float) else None,
+            "products": int(columns["num_products"]),
+        }
+        return 0.0
+
+    def ask(self, iterate: int) -> Answer:
+        """A step of the walk, measured at θ_t, where the model stands before the update."""
+        at = problems.load(self.cache, iterate=iterate, **self.where)
+        self.model.load_state_dict(at.model.state_dict())
+        self.walk.before_step()
+        self.walk.after_step()
+        return self.answer
+
+    def close(self) -> None:
+        self.walk.close()
+
+
+class Peer:
+    """A peer in its own environment, asked line by line."""
+
+    def __init__(self, cache: Path, where: dict[str, str], threads: int, name: str, python: str, setting: str):
+        self.where, self.setting = where, json.loads(setting)
+        script = Path(__file__).resolve().parent / "spectral_norm_peers.py"
+        command = [python, str(script), name, "--serve", "--threads", str(threads), "--cache", str(cache)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, iterate: int) -> Answer:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(
+            json.dumps({**self.where, "iterate": iterate, "setting": self.setting}), file=self.process.stdin, flush=True
+        )
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def floor_seconds(cache: Path, where: dict[str, str]) -> list[float]:
+    """The gradients and one product through their graphs, at the first iterate, three times."""
+    at = problems.load(cache, iterate=0, **where)
+    matrix = sgdwalk.hessian(at.model, F.cross_entropy, at.batches, batchnorm=where["batchnorm"])
+    vector = torch.randn(matrix.size, generator=torch.Generator().manual_seed(0))
+    seconds = []
+    for _ in range(3):
+        matrix.release()
+        seconds.append(common.seconds(lambda: matrix @ vector))
+    return seconds
+
+
+def main() -> None:
+    parser = common.parser(
+        __doc__.splitlines()[0],
+        net="mlp",
+        algorithm="sgd",
+        batchnorm="eval",
+        iterates=10,
+        cache=str(problems.CACHE),
+    )
+    parser.add_argument("--tolerance", type=float, nargs="+", default=[0.05, 1e-3], help="sgdwalk's; one side each")
+    parser.add_argument("--peer", nargs=3, action="append", default=[], metavar=("NAME", "PYTHON", "SETTING"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cache = Path(options.cache)
+    where = {name: getattr(options, name) for name in ("net", "algorithm", "batchnorm")}
+    exact = problems.references(cache, **where)[: options.iterates]
+
+    sides: dict[str, Ours | Peer] = {
+        f"sgdwalk, tolerance {each:g}": Ours(cache, where, each) for each in options.tolerance
+    }
+    for name, python, setting in options.peer:
+        sides[f"{name} {setting}"] = Peer(cache, where, options.threads, name, python, setting)
+    raw: dict[str, list[Answer]] = {name: [] for name in sides}
+    for iterate, value in enumerate(exact):
+        turn = iterate % len(sides)
+        for name in [*list(sides)[turn:], *list(sides)[:turn]]:
+            answer = sides[name].ask(iterate)
+            error = None if answer["value"] is None else abs(answer["value"] / value - 1)
+            raw[name].append({**answer, "error": error})
+            print(f"iterate {iterate}: {name}: {answer}", flush=True)
+    for side in sides.values():
+        side.close()
+    floors = floor_seconds(cache, where)
+
+    ours = [answer["seconds"] for answer in next(iter(raw.values()))]
+    rows = [
+        {
+            "side": name,
+            "products, first iterate": answers[0]["products"],
+            "products, others (mean)": statistics.mean(answer["products"] for answer in answers[1:] or answers),
+            "seconds, all iterates": sum(answer["seconds"] for answer in answers),
+            "time, first side's": sum(answer["seconds"] for answer in answers) / sum(ours),
+            "time, floors": sum(answer["seconds"] for answer in answers) / len(answers) / statistics.median(floors),
+            "largest error, %": max(100 * (1.0 if answer["error"] is None else answer["error"]) for answer in answers),
+            "all within 1 %": all(answer["error"] is not None and answer["error"] <= 0.01 for answer in answers),
+        }
+        for name, answers in raw.items()
+    ]
+    settings = {**where, "iterates": len(exact), "threads": options.threads, "tolerance": options.tolerance}
+    common.report(options.out, "spectral_norm_" + "_".join(where.values()), settings, {"floor": floors, **raw}, rows)
+
+
+if __name__ == "__main__":
+    main()
