@@ -355,6 +355,7 @@ class SpectralNorm:
                 max_products=max(1, self.max_products - spent),
                 start=start,
                 cautious=cautious,
+                watched=min(1, matrix.size - 1),
                 num_kept=1,
                 generator=draw,
                 dtype=matrix.dtype,

@@ -21,6 +21,11 @@ WHICH = ("magnitude", "largest", "smallest")
 MAX_BASIS = 40
 """Vectors in the basis before it restarts; with their products twice as many vectors are held."""
 
+ROUGHLY = 0.2
+"""Relative residual at which a pair that is only watched is known well enough."""
+
+NOT_FINITE = "a product with the operator is not finite"
+
 Progress = Callable[[int, int, float], None]
 
 _CHUNK = 1 << 16
@@ -34,7 +39,7 @@ class Eigenpairs:
     Attributes:
         values: λ, signed, in the order asked for.  # (k,)
         residuals: ‖A x - λ x‖₂ for the unit vectors x: some eigenvalue lies within this distance of λ.  # (k,)
-        converged: whether the residual is at most tolerance · |λ|.  # (k,)
+        converged: whether the residual is at most tolerance · |λ|, and the value at rest where that was asked.  # (k,)
         vectors: unit eigenvectors, as rows.  # (k, d)
         num_products: products A v that it took.
         reason: why it stopped short, in words; empty where all pairs converged.
@@ -61,6 +66,7 @@ def extreme_eigenpairs(
     max_products: int = 200,
     start: Tensor | None = None,
     cautious: bool = True,
+    watched: int = 0,
     num_kept: int = 0,
     max_basis: int = MAX_BASIS,
     generator: torch.Generator,
@@ -80,6 +86,8 @@ def extreme_eigenpairs(
         start: vectors to begin with, need not be orthogonal; random ones where there are fewer than k.  # (m, d)
         cautious: a pair has converged only when its value stood still over the last product, too: from a random start
             a residual may be small at another eigenvalue before the extreme one has come up.
+        watched: so many pairs beyond the wanted ones must be found roughly, to 20 % of their values, or 2 % of the
+            first one's: the next extreme one is among them where eigenvalues cross from one problem to the next.
         num_kept: vectors to return in ``start`` beyond the k wanted ones.
         max_basis: vectors held, with their products, before the basis restarts.
         generator: of the random vectors, on the CPU: the same one gives the same numbers.
@@ -100,7 +108,8 @@ def extreme_eigenpairs(
 
     waiting = [] if start is None else list(start.to(device=device, dtype=dtype))
     waiting += [random() for _ in range(min(k, size) - len(waiting))]
-    ritz, before = None, [math.inf] * k
+    sought = min(size, k + watched)
+    ritz, before, unconverged = None, [math.inf] * sought, list(range(sought))
     while True:
         while waiting and products < max_products:
             vector = basis.orthonormal(waiting.pop(0))
@@ -109,7 +118,7 @@ def extreme_eigenpairs(
             image = product(vector)
             products += 1
             if not bool(torch.isfinite(image).all()):
-                reason = "a product with the operator is not finite"
+                reason = NOT_FINITE
                 break
             basis.add(vector, image)
         if basis.length == 0:
@@ -117,19 +126,25 @@ def extreme_eigenpairs(
                 break
             waiting = [random()]
             continue
-        ritz = basis.ritz(k, which)
+        ritz = basis.ritz(sought, which)
         moving = [cautious and abs(a - b) > tolerance * abs(a) for a, b in zip(ritz.values, before, strict=False)]
         before = ritz.values
         unconverged = [
             i
             for i, (value, residual) in enumerate(zip(ritz.values, ritz.residuals, strict=True))
-            if not residual <= tolerance * abs(value) or (moving[i] and basis.length < size)
+            if not residual
+            <= (tolerance * abs(value) if i < k else ROUGHLY * max(abs(value), abs(ritz.values[0]) / 10))
+            or (i < k and moving[i] and basis.length < size)
         ]
         if progress is not None:
             at = unconverged[0] if unconverged else 0
             size_of = abs(ritz.values[at])
-            progress(products, len(ritz.values) - len(unconverged), ritz.residuals[at] / size_of if size_of else 0.0)
-        if reason or (not unconverged and len(ritz.values) == min(k, size)):
+            progress(
+                products,
+                len([i for i in range(len(ritz.values)) if i < k and i not in unconverged]),
+                ritz.residuals[at] / size_of if size_of else 0.0,
+            )
+        if reason or (not unconverged and len(ritz.values) == sought):
             break
         if products >= max_products:
             reason = f"not converged after {products} products"
@@ -138,11 +153,13 @@ def extreme_eigenpairs(
             reason = "tolerance is below the rounding of the operator's products"
             break
         if basis.length == basis.capacity:
-            basis.restart(ritz_keep(k, basis.capacity), which)
+            basis.restart(ritz_keep(sought, basis.capacity), which)
             continue
         expansion = basis.orthonormal(basis.residual(ritz.coordinates[unconverged[0]])) if unconverged else None
         waiting = [random() if expansion is None else expansion]
-    return _result(basis, ritz, reason, tolerance, products, k, num_kept, which)
+    if reason == NOT_FINITE:
+        unconverged = list(range(sought))
+    return _result(basis, ritz, reason, unconverged, products, k, num_kept, which)
 
 
 def ritz_keep(k: int, capacity: int) -> int:
@@ -174,7 +191,7 @@ class Basis:
 
     def __init__(self, size: int, capacity: int, dtype: torch.dtype, device: torch.device | None):
         self.length, self.capacity = 0, capacity
-        self._size, self._dtype, self._device = size, dtype, device
+        self.size, self.dtype, self.device = size, dtype, device
         self._vectors = self._images = torch.empty(0, size, dtype=dtype, device=device)
         self.projected = torch.zeros(0, 0, dtype=torch.float64)
 
@@ -189,14 +206,14 @@ class Basis:
     def orthonormal(self, vector: Tensor) -> Tensor | None:
         """The part of ``vector`` outside the basis, of length 1; None where nothing but rounding is left."""
         norm = float(torch.linalg.vector_norm(vector.to(torch.float64)))
-        if not math.isfinite(norm) or norm == 0.0 or self.length == self._size:
+        if not math.isfinite(norm) or norm == 0.0 or self.length == self.size:
             return None
         vector = vector / norm
         for _ in range(3):
             if self.length:
                 vector = vector - (self.vectors @ vector) @ self.vectors
             shrunk = float(torch.linalg.vector_norm(vector.to(torch.float64)))
-            if shrunk < 100 * torch.finfo(self._dtype).eps:
+            if shrunk < 100 * torch.finfo(self.dtype).eps:
                 return None
             vector = vector / shrunk
             if shrunk > 0.5:
@@ -225,7 +242,7 @@ class Basis:
     def _grow(self) -> None:
         rows = min(self.capacity, max(4, 2 * self.length))
         for name in ("_vectors", "_images"):
-            larger = torch.empty(rows, self._size, dtype=self._dtype, device=self._device)
+            larger = torch.empty(rows, self.size, dtype=self.dtype, device=self.device)
             larger[: self.length] = getattr(self, name)[: self.length]
             setattr(self, name, larger)
 
@@ -261,10 +278,16 @@ class Basis:
         """The best Ritz vectors x, and A x, as unit rows."""
         _, coordinates = self._ordered(which)
         chosen = coordinates[:, :count].T
-        return tuple(
-            torch.nn.functional.normalize(torch.stack([combination(row, rows) for row in chosen]))
-            for rows in (self.vectors, self.images)
-        )  # pyright: ignore[reportReturnType]
+        vectors, images = (
+            torch.stack([unit(combination(row, rows)) for row in chosen]) for rows in (self.vectors, self.images)
+        )
+        return vectors, images
+
+
+def unit(vector: Tensor) -> Tensor:
+    """The vector at length 1, or zeros; float32 cannot hold the squares of very large and very small numbers."""
+    norm = float(torch.linalg.vector_norm(vector.to(torch.float64)))
+    return vector / norm if norm else vector
 
 
 def inner_products(rows: Tensor, vector: Tensor) -> Tensor:
@@ -284,18 +307,20 @@ def _result(
     basis: Basis,
     ritz: _Ritz | None,
     reason: str,
-    tolerance: float,
+    unconverged: list[int],
     products: int,
     k: int,
     num_kept: int,
     which: str,
 ) -> Eigenpairs:
-    if ritz is None:
-        nan, nothing = torch.full((k,), math.nan, dtype=torch.float64), torch.empty(0, basis.vectors.shape[1])
-        no = torch.zeros(k, dtype=torch.bool)
-        return Eigenpairs(nan, nan, no, torch.full((k, nothing.shape[1]), math.nan), products, reason, nothing)
-    values = torch.tensor(ritz.values, dtype=torch.float64)
-    residuals = torch.tensor(ritz.residuals, dtype=torch.float64)
-    vectors, images = basis.best(len(values) + num_kept, which)
-    converged = (residuals <= tolerance * values.abs()) & (not reason.startswith("a product"))
-    return Eigenpairs(values, residuals, converged, vectors[: len(values)], products, reason, images)
+    values, residuals = (torch.full((k,), math.nan, dtype=torch.float64) for _ in range(2))
+    vectors = torch.full((k, basis.size), math.nan, dtype=basis.dtype, device=basis.device)
+    start, found = vectors[:0], 0
+    if ritz is not None:
+        found = min(k, len(ritz.values))
+        values[:found] = torch.tensor(ritz.values[:found], dtype=torch.float64)
+        residuals[:found] = torch.tensor(ritz.residuals[:found], dtype=torch.float64)
+        best, start = basis.best(k + num_kept, which)
+        vectors[:found] = best[:found]
+    converged = torch.tensor([index < found and index not in unconverged for index in range(k)])
+    return Eigenpairs(values, residuals, converged, vectors, products, reason, start)
