@@ -161,7 +161,7 @@ def test_a_walk_tells_that_it_takes_differences():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sgdwalk.gauss_newton(net("relu"), pairwise, examples(), forward=twofold), "output as one tensor"),
+        (lambda: sgdwalk.gauss_newton(net("relu"), pairwise, examples(), forward=twofold).dense(), "as one tensor"),
         (lambda: sgdwalk.preconditioned(plain(), torch.optim.SGD(plain().leaves, lr=0.1)), "no preconditioner"),
         (
             lambda: sgdwalk.hessian(wide(), nn.MSELoss(), (torch.ones(2, 150), torch.ones(2, 100))).dense(),

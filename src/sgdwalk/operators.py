@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sgdwalk.data import leaves as leaves_of
 from sgdwalk.errors import InputError
 from sgdwalk.objective import FullLoss, is_out_of_memory
 
@@ -103,6 +104,7 @@ class LossOperator(Operator):
         self._memory_limit = memory_limit
         self._graphs: dict[int, Any] = {}
         self._graph_bytes = 0
+        self._bytes_by_length: dict[int, int] = {}
         self._keeps = True
         self._total: float | None = None
 
@@ -132,24 +134,31 @@ class LossOperator(Operator):
         return self.apply(graph, leaves, directions)
 
     def _build_and_keep(self, index: int, leaves: list) -> Any:
-        """This batch's graph; kept where there is room for one more of the largest size seen."""
+        """This batch's graph; kept as long as there is room."""
         try:
-            graph, size = _measured(lambda: self.build(index, leaves)) if self._keeps else (None, 0)
+            graph = self.build(index, leaves)
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or not self._graphs:
                 raise
-            graph, size, self._keeps = None, 0, False
+            self._keeps = False
             self.release()
-        if graph is None:
             return self.build(index, leaves)
+        if self._keeps:
+            self._keep_graph(index, graph)
+        return graph
+
+    def _keep_graph(self, index: int, graph: Any) -> None:
         if self._memory_limit is None:
             self._memory_limit = free_bytes(self.device) // 4
-        if self._graph_bytes + size <= self._memory_limit:
-            self._graphs[index] = graph
-            self._graph_bytes += size
-        else:
+        length = self.full_loss.data.sizes[index]
+        if length not in self._bytes_by_length:
+            self._bytes_by_length[length] = _held_bytes(graph)
+        size = self._bytes_by_length[length]
+        if self._graph_bytes + size > self._memory_limit:
             self._keeps = False
-        return graph
+            return
+        self._graphs[index] = graph
+        self._graph_bytes += size
 
     def build(self, index: int, leaves: list) -> Any:
         """The graph of one evaluation batch from which products are taken."""
@@ -324,18 +333,29 @@ def refuse_dead_ends(gradients: Sequence[Tensor]) -> None:
         waiting.extend(following for following, _ in node.next_functions)
 
 
-def _measured(build: Callable[[], Any]) -> tuple[Any, int]:
-    """What ``build`` returns, and the bytes of the tensors that its graph holds."""
-    storages: dict[int, int] = {}
+def _held_bytes(graph: Any) -> int:
+    """Bytes of the tensors that a graph saved for its backward passes, each storage once.
 
-    def pack(tensor: Tensor) -> Tensor:
+    Read from the graph's nodes. Hooks on saved tensors would count them too, and leave cycles through autograd that
+    nothing collects.
+    """
+    storages: dict[int, int] = {}
+    tensors = [tensor for tensor in leaves_of(graph) if isinstance(tensor, Tensor)]
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn for tensor in tensors]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for name in dir(node):
+            if name.startswith("_saved_") or name == "saved_tensors":
+                tensors += [saved for saved in leaves_of(getattr(node, name)) if isinstance(saved, Tensor)]
+        waiting.extend(following for following, _ in node.next_functions)
+    for tensor in tensors:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        graph = build()
-    return graph, sum(storages.values())
+    return sum(storages.values())
 
 
 def free_bytes(device: torch.device) -> int:
