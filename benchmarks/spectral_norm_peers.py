@@ -107,12 +107,13 @@ def solve_hessian_eigenthings(
     algorithm: str = "lanczos",
     finite_difference: bool = False,
     warm: bool = False,
+    first: int = 8,
     **setting: Any,
 ) -> tuple[float, int]:
     """Its Lanczos (``max_iter`` products, whatever the tolerance; 2 by default for ``k=1``) or its power iteration.
 
     A product by finite differences costs two gradients. Warm: the power iteration takes a start vector; ``lanczos``
-    takes none, but the tridiagonalization under it is public.
+    takes none, but the tridiagonalization under it is public; it makes ``first`` products at the first iterate.
     """
     from hessian_eigenthings import (
         HessianOperator,
@@ -135,7 +136,7 @@ def solve_hessian_eigenthings(
         value, vector, *_ = power_iteration_one(operator, init=start, **setting)
     elif warm:
         if start is None:
-            start = torch.randn(operator.size)
+            start, setting = torch.randn(operator.size), {**setting, "max_iter": first}
         made = lanczos_tridiagonal(operator, start, **setting)
         beside = made.betas[: len(made.alphas) - 1]
         ritz, weights = torch.linalg.eigh(made.alphas.diag() + beside.diag(1) + beside.diag(-1))
