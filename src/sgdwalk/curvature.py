@@ -25,11 +25,14 @@ from sgdwalk.standing import LossOptions, StandingLoss
 MAX_PRODUCTS = 200
 """Products after which an eigenvalue that has not converged is given up; a usual one takes 5 to 20."""
 
-FRESH = 0.1
-"""Length of the random part in the last of a warm start's vectors, against 1 for the rest."""
+WATCHED = 2
+"""Pairs beyond the top one that a look at all else must find roughly: one more than are kept, so a newcomer shows."""
+
+RIVAL = 0.7
+"""Share of the top eigenvalue from which the next one is kept in sight at every measurement."""
 
 JUMP = 0.3
-"""Relative change of a value since the last search beyond which the warm start is not trusted."""
+"""Relative change of a value since the last search beyond which a look is taken out of turn."""
 
 
 def hessian(model: nn.Module, loss_fn: LossFunction, data: Any, **options: Unpack[LossOptions]) -> HessianOperator:
@@ -259,9 +262,10 @@ def spectral_norm(
 class SpectralNorm:
     """The spectral norm along a walk, as a measure: ``watch(..., measures={"spectral_norm": SpectralNorm()})``.
 
-    Each time it starts from where it ended the time before: from the top vector and the runner-up, which is where the
-    next top vector comes from when two eigenvalues cross, with a random part mixed in for what has been seen by
-    neither. Fills ``spectral_norm`` (undefined, with the reason, where it has not converged) and
+    Each time it starts from the eigenvector that it found the time before, which would follow that one even when
+    another eigenvalue has overtaken it. So the next one is kept in sight where it comes near, and every fourth time,
+    and whenever the value has jumped, a random vector joins and the next two are looked for as well. Fills
+    ``spectral_norm`` (undefined, with the reason, where it has not converged) and
 
     - ``_residual``: ‖H v - λ v‖; ``_num_products``: products that it took;
     - ``_threshold``: the eigenvalue beyond which the optimizer's update is unstable on a quadratic: 2/η for SGD, others
@@ -278,7 +282,8 @@ class SpectralNorm:
             stability depends.
         parameters: names of parameters or layers to restrict it to; it has no threshold then.
         gradient_scale: what the loop multiplies ∇L by before the optimizer has it; the threshold is divided by it.
-        seed: of the random parts.
+        look_every: measurements between two looks at what may have overtaken the last eigenvalue; 1 looks each time.
+        seed: of the random vectors.
 
     >>> import torch, sgdwalk
     >>> model, data = torch.nn.Linear(2, 1), (torch.randn(50, 2), torch.randn(50, 1))
@@ -307,6 +312,7 @@ class SpectralNorm:
         preconditioned: bool = False,
         parameters: Sequence[str] | None = None,
         gradient_scale: float = 1.0,
+        look_every: int = 4,
         seed: int = 0,
     ):
         check_settings(k=1, which=which, tolerance=tolerance, max_products=max_products, size=1)
@@ -319,9 +325,14 @@ class SpectralNorm:
         self.preconditioned = preconditioned
         self.parameters = parameters
         self.gradient_scale = gradient_scale
+        if isinstance(look_every, bool) or not isinstance(look_every, int) or look_every < 1:
+            raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted.")
+        self.look_every = look_every
         self.seed = seed
         self._start: Tensor | None = None
         self._value = math.nan
+        self._searches = 0
+        self._rival = False
 
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         matrix: Operator = here.matrix(self.matrix, parameters=self.parameters)
@@ -333,6 +344,7 @@ class SpectralNorm:
         pairs = self._search(matrix, generator("start of SpectralNorm", self.seed, here.step))
         value, residual, converged = float(pairs.values[0]), float(pairs.residuals[0]), bool(pairs.converged[0])
         self._start, self._value = (pairs.start, value) if converged else (None, math.nan)
+        self._rival = bool((pairs.others.abs() > RIVAL * abs(value)).any())
         threshold, why = self._threshold(stability)
         found = f"{pairs.reason}; the best value is {value:.6g} with residual {residual:.2g}"
         return {
@@ -344,35 +356,38 @@ class SpectralNorm:
         }
 
     def _search(self, matrix: Operator, draw: torch.Generator) -> Eigenpairs:
-        """From where the last search ended; where the value has jumped since then, once more with a random vector."""
+        """From where the last search ended; now and then, and where the value has jumped, with a look at all else."""
 
-        def search(start: Tensor | None, spent: int, *, cautious: bool) -> Eigenpairs:
-            return extreme_eigenpairs(
+        def search(start: Tensor | None, spent: int = 0, *, look: bool) -> Eigenpairs:
+            if start is not None and look:
+                start = torch.cat([start, _random_unit(matrix, draw)[None]])
+            found = extreme_eigenpairs(
                 matrix.__matmul__,
                 matrix.size,
                 which=self.which,
                 tolerance=self.tolerance,
                 max_products=max(1, self.max_products - spent),
                 start=start,
-                cautious=cautious,
-                watched=min(1, matrix.size - 1),
+                cautious=start is None,
+                watched=WATCHED if look else 0,
                 num_kept=1,
                 generator=draw,
                 dtype=matrix.dtype,
                 device=matrix.device,
             )
+            return replace(found, num_products=spent + found.num_products)
 
-        if self._start is None or self._start.shape[1] != matrix.size:
-            return search(None, 0, cautious=True)
-        start = self._start.to(device=matrix.device, dtype=matrix.dtype, copy=True)
-        start[-1] += FRESH * _random_unit(matrix, draw)
-        pairs = search(start, 0, cautious=False)
-        value = float(pairs.values[0])
-        if pairs.converged[0] and abs(value - self._value) <= JUMP * abs(self._value):
+        self._searches += 1
+        start = self._start
+        if start is None or start.shape[1] != matrix.size:
+            return search(None, look=True)
+        start = start.to(device=matrix.device, dtype=matrix.dtype)
+        look = (self._searches - 1) % self.look_every == 0
+        pairs = search(start if look or self._rival else start[:1], look=look)
+        jumped = abs(float(pairs.values[0]) - self._value) > JUMP * abs(self._value)
+        if look or (pairs.converged[0] and not jumped):
             return pairs
-        start = torch.cat([pairs.start[:1], _random_unit(matrix, draw)[None]])
-        again = search(start, pairs.num_products, cautious=True)
-        return replace(again, num_products=pairs.num_products + again.num_products)
+        return search(pairs.start, pairs.num_products, look=True)
 
     def _threshold(self, stability: Any) -> tuple[float | None, str]:
         if self.parameters is not None:
@@ -385,11 +400,12 @@ class SpectralNorm:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next search starts, for a walk that is saved and resumed."""
-        return {"start": None if self._start is None else self._start.clone(), "value": self._value}
+        start = None if self._start is None else self._start.clone()
+        return {"start": start, "value": self._value, "searches": self._searches, "rival": self._rival}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._start = None if state["start"] is None else state["start"].clone()
-        self._value = state["value"]
+        self._value, self._searches, self._rival = state["value"], state["searches"], state["rival"]
 
 
 def _random_unit(matrix: Operator, draw: torch.Generator) -> Tensor:

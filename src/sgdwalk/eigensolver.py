@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ WHICH = ("magnitude", "largest", "smallest")
 MAX_BASIS = 40
 """Vectors in the basis before it restarts; with their products twice as many vectors are held."""
 
-ROUGHLY = 0.2
+ROUGHLY = 0.1
 """Relative residual at which a pair that is only watched is known well enough."""
 
-NOT_FINITE = "a product with the operator is not finite"
+NO_RIVAL = 0.1
+"""Share of the first value below which a pair that is only watched is found to that share of the precision."""
 
 Progress = Callable[[int, int, float], None]
 
@@ -39,12 +40,13 @@ class Eigenpairs:
     Attributes:
         values: λ, signed, in the order asked for.  # (k,)
         residuals: ‖A x - λ x‖₂ for the unit vectors x: some eigenvalue lies within this distance of λ.  # (k,)
-        converged: whether the residual is at most tolerance · |λ|, and the value at rest where that was asked.  # (k,)
+        converged: whether the residual is at most tolerance · |λ| and, in a cautious search, λ at rest.  # (k,)
         vectors: unit eigenvectors, as rows.  # (k, d)
         num_products: products A v that it took.
-        reason: why it stopped short, in words; empty where all pairs converged.
+        reason: why it stopped short, in words; empty where all that was sought converged.
         start: where a problem much like this one may start from: A x of the best Ritz vectors x, the wanted ones
             first, which is a step of power iteration ahead of x and costs no product.  # (m, d)
+        others: Ritz values of those in ``start`` that are not among ``values``: rough, from below.  # (m - k,)
     """
 
     values: Tensor
@@ -54,6 +56,7 @@ class Eigenpairs:
     num_products: int
     reason: str
     start: Tensor
+    others: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
 
 def extreme_eigenpairs(
@@ -86,8 +89,9 @@ def extreme_eigenpairs(
         start: vectors to begin with, need not be orthogonal; random ones where there are fewer than k.  # (m, d)
         cautious: a pair has converged only when its value stood still over the last product, too: from a random start
             a residual may be small at another eigenvalue before the extreme one has come up.
-        watched: so many pairs beyond the wanted ones must be found roughly, to 20 % of their values, or 2 % of the
-            first one's: the next extreme one is among them where eigenvalues cross from one problem to the next.
+        watched: so many pairs beyond the wanted ones must be found roughly, to 10 % of their values. A start close to
+            the wanted vectors converges at once and never meets an eigenvalue that has risen elsewhere: watch one pair
+            more than there are start vectors, and add a random vector to them.
         num_kept: vectors to return in ``start`` beyond the k wanted ones.
         max_basis: vectors held, with their products, before the basis restarts.
         generator: of the random vectors, on the CPU: the same one gives the same numbers.
@@ -99,17 +103,22 @@ def extreme_eigenpairs(
     (-5.0, True)
     """
     check_settings(k=k, which=which, tolerance=tolerance, max_products=max_products, size=size)
-    basis = Basis(size, min(size, max(max_basis, 2 * k + 4)), dtype, device)
+    waiting = [] if start is None else list(start.to(device=device, dtype=dtype))
+    sought = min(size, k + watched)
+    basis = Basis(size, min(size, max(max_basis, 2 * sought + 4, len(waiting))), dtype, device)
     products = 0
     reason = ""
 
     def random() -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
 
-    waiting = [] if start is None else list(start.to(device=device, dtype=dtype))
-    waiting += [random() for _ in range(min(k, size) - len(waiting))]
-    sought = min(size, k + watched)
-    ritz, before, unconverged = None, [math.inf] * sought, list(range(sought))
+    def limit(index: int, values: list[float]) -> float:
+        if index < k:
+            return tolerance * abs(values[index])
+        return max(tolerance, ROUGHLY) * max(abs(values[index]), NO_RIVAL * abs(values[0]))
+
+    waiting += [random() for _ in range(k - len(waiting))]
+    ritz, unconverged, before = None, list(range(sought)), [math.inf] * sought
     while True:
         while waiting and products < max_products:
             vector = basis.orthonormal(waiting.pop(0))
@@ -118,7 +127,7 @@ def extreme_eigenpairs(
             image = product(vector)
             products += 1
             if not bool(torch.isfinite(image).all()):
-                reason = NOT_FINITE
+                reason = "a product with the operator is not finite"
                 break
             basis.add(vector, image)
         if basis.length == 0:
@@ -131,20 +140,18 @@ def extreme_eigenpairs(
         before = ritz.values
         unconverged = [
             i
-            for i, (value, residual) in enumerate(zip(ritz.values, ritz.residuals, strict=True))
-            if not residual
-            <= (tolerance * abs(value) if i < k else ROUGHLY * max(abs(value), abs(ritz.values[0]) / 10))
-            or (i < k and moving[i] and basis.length < size)
+            for i, residual in enumerate(ritz.residuals)
+            if not residual <= limit(i, ritz.values) or (i < k and moving[i] and basis.length < size)
         ]
         if progress is not None:
             at = unconverged[0] if unconverged else 0
             size_of = abs(ritz.values[at])
-            progress(
-                products,
-                len([i for i in range(len(ritz.values)) if i < k and i not in unconverged]),
-                ritz.residuals[at] / size_of if size_of else 0.0,
-            )
-        if reason or (not unconverged and len(ritz.values) == sought):
+            done = sum(i not in unconverged for i in range(min(k, len(ritz.values))))
+            progress(products, done, ritz.residuals[at] / size_of if size_of else 0.0)
+        if reason:
+            unconverged = list(range(sought))
+            break
+        if not unconverged and len(ritz.values) == sought:
             break
         if products >= max_products:
             reason = f"not converged after {products} products"
@@ -152,13 +159,10 @@ def extreme_eigenpairs(
         if basis.length == size:  # the whole space: only rounding is left, and more products cannot mend it
             reason = "tolerance is below the rounding of the operator's products"
             break
-        if basis.length == basis.capacity:
-            basis.restart(ritz_keep(sought, basis.capacity), which)
-            continue
         expansion = basis.orthonormal(basis.residual(ritz.coordinates[unconverged[0]])) if unconverged else None
         waiting = [random() if expansion is None else expansion]
-    if reason == NOT_FINITE:
-        unconverged = list(range(sought))
+        if basis.length == basis.capacity:
+            basis.restart(ritz_keep(sought, basis.capacity), which)
     return _result(basis, ritz, reason, unconverged, products, k, num_kept, which)
 
 
@@ -274,14 +278,14 @@ class Basis:
         self.length = keep
         self.projected = torch.diag(values[:keep])
 
-    def best(self, count: int, which: str) -> tuple[Tensor, Tensor]:
-        """The best Ritz vectors x, and A x, as unit rows."""
-        _, coordinates = self._ordered(which)
+    def best(self, count: int, which: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The best Ritz vectors x, and A x, as unit rows, and their values."""
+        values, coordinates = self._ordered(which)
         chosen = coordinates[:, :count].T
         vectors, images = (
             torch.stack([unit(combination(row, rows)) for row in chosen]) for rows in (self.vectors, self.images)
         )
-        return vectors, images
+        return vectors, images, values[:count]
 
 
 def unit(vector: Tensor) -> Tensor:
@@ -315,12 +319,12 @@ def _result(
 ) -> Eigenpairs:
     values, residuals = (torch.full((k,), math.nan, dtype=torch.float64) for _ in range(2))
     vectors = torch.full((k, basis.size), math.nan, dtype=basis.dtype, device=basis.device)
-    start, found = vectors[:0], 0
+    start, others, found = vectors[:0], values[:0], 0
     if ritz is not None:
         found = min(k, len(ritz.values))
         values[:found] = torch.tensor(ritz.values[:found], dtype=torch.float64)
         residuals[:found] = torch.tensor(ritz.residuals[:found], dtype=torch.float64)
-        best, start = basis.best(k + num_kept, which)
-        vectors[:found] = best[:found]
+        best, start, ordered = basis.best(k + num_kept, which)
+        vectors[:found], others = best[:found], ordered[found:]
     converged = torch.tensor([index < found and index not in unconverged for index in range(k)])
-    return Eigenpairs(values, residuals, converged, vectors, products, reason, start)
+    return Eigenpairs(values, residuals, converged, vectors, products, reason, start, others)
