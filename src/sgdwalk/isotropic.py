@@ -1,4 +1,4 @@
-"""Gradient descent with isotropic noise: ε_t ~ N(0, σ² I) is added to the gradient at every update (paper, section 5).
+"""Gradient descent with isotropic noise: ε_t ~ N(0, σ² I) is added to the gradient at every update (paper, section 4).
 
 ε_t is a function of (seed, t) alone: drawing it moves no other random stream, and resuming needs no generator's state.
 """
@@ -155,7 +155,7 @@ def isotropic_noise(
         max_gradient_variance: largest coordinate of the diagonal of the mini-batch noise's covariance at θ_0, in units
             of the gradient squared.
         factor: of that variance; the paper has 0.1 and 0.05.
-        noise: what ``factor`` × ``max_gradient_variance`` is: the ``variance`` σ² or the standard deviation ``std``, σ.
+        noise: what ``factor`` × ``max_gradient_variance`` is: ``variance`` σ², or ``std`` σ.
         seed: of the noise.
 
     Returns:
@@ -178,7 +178,7 @@ def isotropic_noise(
     >>> print(f"{weights.grad.mean():.2f} {weights.grad.std():.2f}")
     1.00 0.17
 
-    Source: paper, section 5, Figure 5; :func:`sgdwalk.norm_under_noise` says how far it carries.
+    Source: paper, section 4, Figure 5; :func:`sgdwalk.norm_under_noise` says how far it carries.
     """
     if isinstance(optimizer, (list, tuple)):
         raise InputError(
