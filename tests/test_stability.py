@@ -34,7 +34,7 @@ def size_after(optimizer: torch.optim.Optimizer, theta: nn.Parameter, curvature:
         {"momentum": 0.0, "dampening": 0.3},
         {"momentum": 0.9, "nesterov": True},
         {"momentum": 0.9, "nesterov": True, "weight_decay": 0.5},
-        {"weight_decay": 2.0},
+        {"weight_decay": 0.7},
         {"momentum": 0.5, "weight_decay": 1.0},
     ],
     ids=str,
@@ -161,3 +161,16 @@ def test_adam_before_its_first_update_has_no_preconditioner():
 def test_tensor_learning_rates_are_numbers():
     assert sgdwalk.stability_threshold(SGD([parameter(1.0)], lr=torch.tensor(0.5))).threshold == 4.0
     assert stepped(SGD([parameter(1.0)], lr=torch.tensor(0.5))) is not None
+
+
+def test_groups_that_differ_have_a_preconditioner_and_no_threshold():
+    """The usual split of AdamW: decay for some, none for others."""
+    first, second = parameter(1.0, 2.0), parameter(3.0)
+    optimizer = AdamW([{"params": [first], "weight_decay": 0.1}, {"params": [second], "weight_decay": 0.0}])
+    stepped(optimizer)
+    stability = stability_of([optimizer], [first, second])
+    assert stability.threshold is None
+    assert stability.reason == "the parameter groups differ in weight_decay"
+    assert stability.preconditioner.shape == (3,)
+    assert stability_of([optimizer], [second]).threshold is not None
+    assert "1 of the 1 parameters are not the optimizer's" in stability_of([optimizer], [parameter(1.0)]).reason

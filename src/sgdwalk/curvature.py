@@ -163,6 +163,7 @@ def eigenpairs(
             max_products=max_products,
             start=start,
             cautious=start is None,
+            watched=min(WATCHED, matrix.size - k) if start is None else 0,
             num_kept=1,
             generator=generator("start of an eigensolver", seed),
             progress=progress,
@@ -324,6 +325,8 @@ class SpectralNorm:
         self.which = which
         self.preconditioned = preconditioned
         self.parameters = parameters
+        if not gradient_scale > 0:
+            raise InputError(f"gradient_scale={gradient_scale!r}: a factor above zero is wanted.")
         self.gradient_scale = gradient_scale
         if isinstance(look_every, bool) or not isinstance(look_every, int) or look_every < 1:
             raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted.")

@@ -27,6 +27,13 @@ ROUGHLY = 0.1
 NO_RIVAL = 0.1
 """Share of the first value below which a pair that is only watched is found to that share of the precision."""
 
+NOT_SYMMETRIC = (
+    "products with the operator are not symmetric, so second derivatives of some layer are wrong (in torch 2.13 those "
+    "of weight_norm are)"
+)
+ASYMMETRY = 1e-3
+"""|v·Aw - w·Av| over ‖A w‖ that rounding cannot make, in float32 either."""
+
 Progress = Callable[[int, int, float], None]
 
 _CHUNK = 1 << 16
@@ -57,6 +64,11 @@ class Eigenpairs:
     reason: str
     start: Tensor
     others: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+
+    def __repr__(self) -> str:
+        told = "converged" if bool(self.converged.all()) else f"converged: {self.converged.tolist()}, {self.reason}"
+        values = ", ".join(f"{value:.6g}" for value in self.values.tolist())
+        return f"Eigenpairs(values=[{values}], {self.num_products} products, {told})"
 
 
 def extreme_eigenpairs(
@@ -130,6 +142,8 @@ def extreme_eigenpairs(
                 reason = "a product with the operator is not finite"
                 break
             basis.add(vector, image)
+        if not basis.symmetric:
+            reason = NOT_SYMMETRIC
         if basis.length == 0:
             if reason:
                 break
@@ -198,6 +212,9 @@ class Basis:
         self.size, self.dtype, self.device = size, dtype, device
         self._vectors = self._images = torch.empty(0, size, dtype=dtype, device=device)
         self.projected = torch.zeros(0, 0, dtype=torch.float64)
+        self.symmetric = True
+        """Whether all products so far are those of a symmetric operator, up to rounding."""
+        self._longest = 0.0
 
     @property
     def vectors(self) -> Tensor:
@@ -237,6 +254,8 @@ class Basis:
         self.length += 1
         column = inner_products(self.vectors, image)
         row = inner_products(self.images, vector)
+        self._longest = max(self._longest, float(torch.linalg.vector_norm(image.to(torch.float64))))
+        self.symmetric &= bool(((column - row).abs() <= ASYMMETRY * self._longest).all())
         projected = torch.zeros(self.length, self.length, dtype=torch.float64)
         projected[:-1, :-1] = self.projected
         # The mean of both sides: what rounding leaves unsymmetric belongs to neither.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from sgdwalk.draws import generator
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import FullLoss, LossFunction
 from sgdwalk.operators import HessianOperator
+from sgdwalk.stability import stability_of
 from sgdwalk.standing import LossOptions, StandingLoss
 
 NUM_BATCHES = 20
@@ -84,8 +83,8 @@ class BatchSharpness:
     """Batch sharpness along a walk, as a measure: ``watch(..., measures={"batch_sharpness": BatchSharpness()})``.
 
     The mini-batches are evaluation batches of the walk: pass ``watch`` the batch size of training. Fills
-    ``batch_sharpness``, ``_standard_error``, ``_batch_size``, ``_threshold``, which is 2/η, and ``_edge_ratio``, the
-    value over the threshold: SGD settles where it is about 1.
+    ``batch_sharpness``, ``_standard_error``, ``_batch_size``, ``_threshold``, 2/η less the L2 term, and ``_edge_ratio``,
+    the value over the threshold: SGD settles where it is about 1.
 
     Args:
         num_batches: mini-batches to measure on, drawn afresh at each step; None for all.
@@ -114,13 +113,14 @@ class BatchSharpness:
         result = _measure(here.full_loss(), self.num_batches, draw)
         if result.reason:
             return {"value": Undefined(result.reason)}
-        why = _why_not_plain(here.optimizers)
+        threshold, why = _threshold(here)
+        alone = Undefined("there is one mini-batch only")
         return {
             "value": result.value,
-            "standard_error": result.standard_error,
+            "standard_error": result.standard_error if result.num_batches > 1 else alone,
             "batch_size": float(result.batch_size),
-            "threshold": Undefined(why) if why else 2 / here.learning_rate,
-            "edge_ratio": Undefined(why) if why else result.value * here.learning_rate / 2,
+            "threshold": Undefined(why) if threshold is None else threshold,
+            "edge_ratio": Undefined(why) if threshold is None else result.value / threshold,
         }
 
 
@@ -150,16 +150,14 @@ def _curvature_along_gradient(loss: FullLoss, index: int) -> tuple[float, float]
     return _dot(gradient, hessian @ gradient), _dot(gradient, gradient)
 
 
-def _why_not_plain(optimizers: Sequence[Optimizer]) -> str:
-    """Why 2/η is no number to compare with: empty for mini-batch SGD without momentum and with one learning rate."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    if not groups or any(type(optimizer) is not torch.optim.SGD for optimizer in optimizers):
-        return "2/η is what SGD's batch sharpness is compared with, and the optimizer is another one"
-    if any(group["momentum"] for group in groups):
-        return "with momentum the batch sharpness is not compared with 2/η"
-    if len({float(group["lr"]) for group in groups}) > 1:
-        return "the parameter groups have different learning rates"
-    return ""
+def _threshold(here: Here) -> tuple[float | None, str]:
+    """2/η less the L2 term, or why there is no number to compare with: there is one for SGD without momentum."""
+    if not here.optimizers or any(type(optimizer) is not torch.optim.SGD for optimizer in here.optimizers):
+        return None, "2/η is what SGD's batch sharpness is compared with, and the optimizer is another one"
+    if any(group["momentum"] for optimizer in here.optimizers for group in optimizer.param_groups):
+        return None, "with momentum the batch sharpness is not compared with 2/η"
+    stability = stability_of(here.optimizers, here.walked())
+    return stability.threshold, stability.reason
 
 
 def _dot(first: Tensor, second: Tensor) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sgdwalk.draws import generator
-from sgdwalk.eigensolver import Basis
+from sgdwalk.eigensolver import NOT_SYMMETRIC, Basis
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
 from sgdwalk.operators import Operator
@@ -40,11 +40,11 @@ def trace(matrix: Operator, *, num_products: int = 60, seed: int = 0) -> TraceEs
 
     Args:
         matrix: a symmetric operator.
-        num_products: products to spend, at least 6; with d or more the trace is exact.
+        num_products: products to spend, at least 12; with d or more the trace is exact.
         seed: of the random vectors.
 
     Raises:
-        InputError: for fewer than 6 products.
+        InputError: for fewer than 12 products, or where products turn out not to be symmetric.
 
     >>> import torch, sgdwalk
     >>> inputs, targets = torch.eye(3) * torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 1)
@@ -54,8 +54,8 @@ def trace(matrix: Operator, *, num_products: int = 60, seed: int = 0) -> TraceEs
 
     Source: Meyer, Musco, Musco and Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", 2021.
     """
-    if isinstance(num_products, bool) or not isinstance(num_products, int) or num_products < 6:
-        raise InputError(f"num_products={num_products!r}: a trace with a standard error needs at least 6 products.")
+    if isinstance(num_products, bool) or not isinstance(num_products, int) or num_products < 12:
+        raise InputError(f"num_products={num_products!r}: a trace with a standard error needs at least 12 products.")
     with isolated(matrix.device):
         return _trace(matrix, num_products, seed)
 
@@ -72,6 +72,7 @@ def _trace(matrix: Operator, num_products: int, seed: int) -> TraceEstimate:
         column = basis.orthonormal(matrix @ _signs(matrix, draw))
         if column is not None:
             basis.add(column, matrix @ column)
+    _check_symmetry(basis)
     spent = third + basis.length
     samples = []
     for _ in range(num_products - spent):
@@ -155,11 +156,17 @@ def _density(matrix: Operator, num_probes: int, num_steps: int, seed: int) -> Sp
             image = matrix @ vector
             basis.add(vector, image)
             vector = basis.orthonormal(image)
+        _check_symmetry(basis)
         values, vectors = torch.linalg.eigh(basis.projected)
         nodes[probe, : basis.length] = values.numpy()
         weights[probe, : basis.length] = vectors[0].square().numpy()
         nodes[probe, basis.length :] = values[-1]  # the space was exhausted: nodes without weight
     return SpectralDensity(nodes, weights, matrix.size, matrix.num_products - before)
+
+
+def _check_symmetry(basis: Basis) -> None:
+    if not basis.symmetric:
+        raise InputError(f"The operator cannot be measured: {NOT_SYMMETRIC}.")
 
 
 def _signs(matrix: Operator, draw: torch.Generator) -> Tensor:

@@ -49,6 +49,9 @@ class Stability:
     preconditioner: Tensor | None = None
     l2: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"Stability(threshold={self.threshold}, reason={self.reason!r}, l2={self.l2})"
+
 
 def stability_threshold(optimizer: Optimizer | Sequence[Optimizer]) -> Stability:
     """The largest curvature of a quadratic at which the optimizer, as it is set now, does not diverge.
@@ -90,26 +93,43 @@ def stability_of(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parame
     (kind,) = kinds
     if kind not in _THRESHOLDS:
         return Stability(None, f"no threshold is known for {kind.__name__}")
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group["params"]]
-    differing = sorted(key for key in _KEYS[kind] if len({_plain(group[key]) for group in groups}) > 1)
+    groups = {id(p): group for each in optimizers for group in each.param_groups for p in group["params"]}
+    foreign = sum(id(parameter) not in groups for parameter in parameters)
+    if foreign:
+        return Stability(None, f"{foreign} of the {len(parameters)} parameters are not the optimizer's")
+    chosen = [{key: _plain(groups[id(parameter)][key]) for key in _KEYS[kind]} for parameter in parameters]
+    threshold, reason = _common_threshold(kind, chosen)
+    if kind is SGD:
+        return Stability(threshold, reason)
+    coupled = [0.0 if kind is AdamW or each.get("decoupled_weight_decay") else each["weight_decay"] for each in chosen]
+    if len(set(coupled)) > 1:
+        return Stability(None, "the parameter groups differ in weight_decay")
+    scales = [_preconditioner(optimizers, p, kind, each) for p, each in zip(parameters, chosen, strict=True)]
+    if any(scale is None for scale in scales):
+        none_yet = f"{kind.__name__} has no preconditioner before its first update of every parameter"
+        return Stability(threshold, reason or none_yet)
+    preconditioner = torch.cat([scale.reshape(-1) for scale in scales if scale is not None])
+    return Stability(threshold, reason, preconditioner, coupled[0])
+
+
+def _common_threshold(kind: type[Optimizer], chosen: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
+    """The threshold that all parameters share, or why there is none."""
+    settings = chosen[0]
+    differing = sorted(key for key in settings if len({each[key] for each in chosen}) > 1)
     if differing:
-        return Stability(None, f"the parameter groups differ in {', '.join(differing)}")
-    settings = {key: _plain(groups[0][key]) for key in _KEYS[kind]}
+        return None, f"the parameter groups differ in {', '.join(differing)}"
     if settings["maximize"]:
-        return Stability(None, "the optimizer maximizes")
+        return None, "the optimizer maximizes"
     if not settings["lr"] > 0:
-        return Stability(None, f"the learning rate is {settings['lr']:g}")
+        return None, f"the learning rate is {settings['lr']:g}"
     threshold = _THRESHOLDS[kind](settings)
     if threshold is None:
-        return Stability(None, "no threshold is known for centered RMSprop")
+        return None, "no threshold is known for centered RMSprop"
     if kind is SGD:
-        return Stability(threshold - settings["weight_decay"], "")
-    scales = [_preconditioner(optimizers, parameter, kind, settings) for parameter in parameters]
-    if any(scale is None for scale in scales):
-        return Stability(threshold, f"{kind.__name__} has no preconditioner before its first update of every parameter")
-    decoupled = kind is AdamW or bool(settings.get("decoupled_weight_decay"))
-    l2 = 0.0 if decoupled else settings["weight_decay"]
-    return Stability(threshold, "", torch.cat([scale.reshape(-1) for scale in scales if scale is not None]), l2)
+        threshold -= settings["weight_decay"]
+    if threshold <= 0:
+        return None, "weight decay alone makes the step unstable"
+    return threshold, ""
 
 
 def _sgd(settings: dict[str, Any]) -> float:

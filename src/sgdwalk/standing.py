@@ -72,4 +72,6 @@ def selected(model: nn.Module, names: Sequence[str] | None) -> list[nn.Parameter
     """The parameters that need a gradient, or the named ones and those of named layers, in the model's order."""
     own = {name: parameter for name, parameter in bare_module(model).named_parameters() if parameter.requires_grad}
     parameters = list(own.values())
+    if not parameters:
+        raise InputError("No parameter of the model needs a gradient: there is nothing to differentiate by.")
     return parameters if names is None else [parameters[index] for index in select(list(own), names)]

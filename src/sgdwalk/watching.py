@@ -134,6 +134,11 @@ def watch(
     functions: dict[str, Callable[[Here], Measured]] = {}
     for key, measure in (measures or {}).items():
         functions[key] = measure.measure if isinstance(measure, At) else measure
+        if when is None and not isinstance(measure, At):
+            raise InputError(
+                f"The measure {key!r} would never be taken: it is taken where segments are, and when=None measures "
+                "none. Give it steps of its own: sgdwalk.at(sgdwalk.every(10), measure)."
+            )
         schedules[key] = _bound(measure.when if isinstance(measure, At) else when, steps_per_epoch)
     unchecked = measuring.begin() if measuring is not None else []
     settings = {
