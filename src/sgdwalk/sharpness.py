@@ -83,8 +83,8 @@ class BatchSharpness:
     """Batch sharpness along a walk, as a measure: ``watch(..., measures={"batch_sharpness": BatchSharpness()})``.
 
     The mini-batches are evaluation batches of the walk: pass ``watch`` the batch size of training. Fills
-    ``batch_sharpness``, ``_standard_error``, ``_batch_size``, ``_threshold``, 2/η less the L2 term, and ``_edge_ratio``,
-    the value over the threshold: SGD settles where it is about 1.
+    ``batch_sharpness``, ``_standard_error``, ``_batch_size``, ``_threshold``, which is 2/η less the L2 term, and
+    ``_edge_ratio``, the value over the threshold: SGD settles where it is about 1.
 
     Args:
         num_batches: mini-batches to measure on, drawn afresh at each step; None for all.
