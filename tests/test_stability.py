@@ -134,11 +134,13 @@ def stepped(optimizer):
         (lambda: SGD([parameter(1.0)], lr=0.1, maximize=True), "maximizes"),
         (lambda: SGD([parameter(1.0)], lr=0.0), "the learning rate is 0"),
         (lambda: RMSprop([parameter(1.0)], centered=True), "centered RMSprop"),
+        (lambda: SGD([parameter(1.0)], lr=0.1, momentum=0.9, dampening=1.0), "dampening of 1"),
+        (lambda: SGD([parameter(1.0)], lr=0.1, momentum=1.0), "momentum of 1 no step is stable"),
         (lambda: SGD([{"params": [parameter(1.0)]}, {"params": [parameter(2.0)], "lr": 0.3}], lr=0.1), "differ in lr"),
         (lambda: [SGD([parameter(1.0)], lr=0.1), Adam([parameter(1.0)])], r"several optimizers \(Adam, SGD\)"),
         (lambda: [SGD([parameter(1.0)], lr=0.1), SGD([parameter(1.0)], lr=0.2)], "differ in lr"),
     ],
-    ids=["Adagrad", "maximize", "zero", "centered", "groups", "kinds", "list"],
+    ids=["Adagrad", "maximize", "zero", "centered", "dampening", "momentum", "groups", "kinds", "list"],
 )
 def test_where_no_threshold_is_known_the_reason_is(optimizers, reason):
     stability = sgdwalk.stability_threshold(optimizers())

@@ -122,6 +122,11 @@ def _common_threshold(kind: type[Optimizer], chosen: Sequence[dict[str, Any]]) -
         return None, "the optimizer maximizes"
     if not settings["lr"] > 0:
         return None, f"the learning rate is {settings['lr']:g}"
+    momentum = settings["momentum"] if "momentum" in settings else settings["betas"][0]
+    if momentum >= 1:
+        return None, f"with a momentum of {momentum:g} no step is stable"
+    if momentum and settings.get("dampening", 0) >= 1:
+        return None, f"no threshold is known for a dampening of {settings['dampening']:g}"
     threshold = _THRESHOLDS[kind](settings)
     if threshold is None:
         return None, "no threshold is known for centered RMSprop"
