@@ -24,9 +24,6 @@ MAX_BASIS = 40
 ROUGHLY = 0.1
 """Relative residual at which a pair that is only watched is known well enough."""
 
-NO_RIVAL = 0.1
-"""Share of the first value below which a pair that is only watched is found to that share of the precision."""
-
 NOT_SYMMETRIC = (
     "products with the operator are not symmetric, so second derivatives of some layer are wrong (in torch 2.13 those "
     "of weight_norm are)"
@@ -127,7 +124,9 @@ def extreme_eigenpairs(
     def limit(index: int, values: list[float]) -> float:
         if index < k:
             return tolerance * abs(values[index])
-        return max(tolerance, ROUGHLY) * max(abs(values[index]), NO_RIVAL * abs(values[0]))
+        # A random vector has about 1/√d of each eigenvector in it, so that a residual this small hides none whose value
+        # is like the first. No more may pass: where few values are large, a random vector's residual is small anyway.
+        return max(tolerance, ROUGHLY) * max(abs(values[index]), abs(values[0]) / math.sqrt(size))
 
     waiting += [random() for _ in range(k - len(waiting))]
     ritz, unconverged, before = None, list(range(sought)), [math.inf] * sought
