@@ -128,23 +128,22 @@ class LossOperator(Operator):
         return total
 
     def _batch_product(self, index: int, leaves: list, directions: list[Tensor]) -> Sequence[Tensor | None]:
-        graph = self._graphs.get(index)
-        if graph is None:
-            graph = self._build_and_keep(index, leaves)
-        return self.apply(graph, leaves, directions)
-
-    def _build_and_keep(self, index: int, leaves: list) -> Any:
-        """This batch's graph; kept as long as there is room."""
         try:
-            graph = self.build(index, leaves)
+            return self.apply(self._graph_of(index, leaves), leaves, directions)
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or not self._graphs:
                 raise
-            self._keeps = False
-            self.release()
-            return self.build(index, leaves)
-        if self._keeps:
-            self._keep_graph(index, graph)
+        self._keeps = False
+        self.release()
+        return self.apply(self.build(index, leaves), leaves, directions)
+
+    def _graph_of(self, index: int, leaves: list) -> Any:
+        """This batch's graph; kept as long as there is room."""
+        graph = self._graphs.get(index)
+        if graph is None:
+            graph = self.build(index, leaves)
+            if self._keeps:
+                self._keep_graph(index, graph)
         return graph
 
     def _keep_graph(self, index: int, graph: Any) -> None:
