@@ -244,4 +244,4 @@ def _floats(values: list[Tensor | float]) -> tuple[float, ...]:
 
 
 def _flatten(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return torch.cat([(tensor.to_dense() if tensor.is_sparse else tensor).reshape(-1) for tensor in tensors])

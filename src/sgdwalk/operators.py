@@ -352,6 +352,8 @@ def _held_bytes(graph: Any) -> int:
                 tensors += [saved for saved in leaves_of(getattr(node, name)) if isinstance(saved, Tensor)]
         waiting.extend(following for following, _ in node.next_functions)
     for tensor in tensors:
+        if tensor.is_sparse:
+            tensor = tensor._values()
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
