@@ -24,10 +24,7 @@ MAX_BASIS = 40
 ROUGHLY = 0.1
 """Relative residual at which a pair that is only watched is known well enough."""
 
-NOT_SYMMETRIC = (
-    "products with the operator are not symmetric, so second derivatives of some layer are wrong (in torch 2.13 those "
-    "of weight_norm are)"
-)
+NOT_SYMMETRIC = "products with the operator are not symmetric, so second derivatives of some layer are wrong"
 ASYMMETRY = 1e-3
 """|v·Aw - w·Av| over ‖A w‖ that rounding cannot make, in float32 either."""
 

@@ -194,10 +194,8 @@ class HessianOperator(LossOperator):
         if self.method == "double_backward":
             try:
                 return super().product(vector)
-            except NoSecondDerivativeError:
-                pass
-            except RuntimeError as error:
-                if "derivative" not in str(error) and "double backward" not in str(error):
+            except (NoSecondDerivativeError, RuntimeError) as error:
+                if not lacks_second_derivative(error):
                     raise
             self.release()
             self.method = self.full_loss.hvp_method = "finite_difference"
@@ -207,7 +205,7 @@ class HessianOperator(LossOperator):
     def build(self, index: int, leaves: list) -> tuple[Tensor, ...]:
         loss = self.full_loss.weighted_loss(index, self.total_count())
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        refuse_dead_ends(gradients)
+        refuse_dead_ends([loss, *gradients])
         return gradients
 
     def apply(self, graph: Any, leaves: list, directions: list[Tensor]) -> Sequence[Tensor | None]:
@@ -251,6 +249,17 @@ class GaussNewtonOperator(LossOperator):
     The Hessian of L without the outputs' own curvature: positive semi-definite where the loss is convex in z.
     """
 
+    def product(self, vector: Tensor) -> Tensor:
+        try:
+            return super().product(vector)
+        except (NoSecondDerivativeError, RuntimeError) as error:
+            if not lacks_second_derivative(error):
+                raise
+            raise InputError(
+                "The Gauss-Newton matrix cannot be had: the model or loss_fn has a kernel that can be differentiated "
+                "once only. The Hessian can, by differences of gradients."
+            ) from error
+
     def build(self, index: int, leaves: list) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:
         output, target = self.full_loss.outputs(index)
         if not isinstance(output, Tensor):
@@ -260,11 +269,12 @@ class GaussNewtonOperator(LossOperator):
             )
         free = output.detach().requires_grad_()
         value, _ = self.full_loss.sum_and_count(free, target, self.full_loss.data.sizes[index])
-        (slope,) = torch.autograd.grad(torch.as_tensor(value) / self.total_count(), free, create_graph=True)
+        share = torch.as_tensor(value) / self.total_count()
+        (slope,) = torch.autograd.grad(share, free, create_graph=True)
         weights = torch.zeros_like(output, requires_grad=True)
         # Jᵀ w is linear in w; its derivative by w along v is J v.
         pulled = torch.autograd.grad(output, leaves, weights, create_graph=True, materialize_grads=True)
-        refuse_dead_ends(pulled)
+        refuse_dead_ends([*pulled, share, slope], wrong=())
         return output, free, slope, list(pulled), weights
 
     def apply(self, graph: Any, leaves: list, directions: list[Tensor]) -> Sequence[Tensor | None]:
@@ -317,17 +327,41 @@ class NoSecondDerivativeError(Exception):
     """A kernel on the way from the parameters to the loss can be differentiated once only."""
 
 
-def refuse_dead_ends(gradients: Sequence[Tensor]) -> None:
-    """Find kernels marked as differentiable once: their error node lies off every path to the parameters, so autograd
-    would leave their part out of a second derivative without a word."""
+WRONG_TWICE = ("WeightNormInterfaceBackward0",)
+"""Kernels whose second derivative is wrong without a word: the one of weight_norm along a weight's first or last axis
+leaves out how the norms depend on the weight (torch 2.13)."""
+
+
+def lacks_second_derivative(error: Exception) -> bool:
+    return isinstance(error, NoSecondDerivativeError) or any(
+        words in str(error) for words in ("derivative", "double backward", "differentiate twice")
+    )
+
+
+_ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
+"""Of every backward pass that is marked as differentiable once."""
+
+
+def refuse_dead_ends(tensors: Sequence[Tensor], *, wrong: Sequence[str] = WRONG_TWICE) -> None:
+    """Find kernels behind a loss and its gradients that cannot be differentiated twice although autograd would not say.
+
+    The error node of one that is marked as differentiable once lies off every path to the parameters, so that its part
+    would be left out; and there is none where the gradient that reaches the kernel is constant, as in a fused loss.
+    ``wrong`` names others; for J v alone, linear in what is differentiated, none is.
+    """
     seen: set[Any] = set()
-    waiting = [gradient.grad_fn for gradient in gradients]
+    waiting = [tensor.grad_fn for tensor in tensors]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "torch::autograd::Error":
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        if (
+            node.name() == "torch::autograd::Error"
+            or node.name() in wrong
+            or getattr(backward, "__code__", None) is _ONCE
+        ):
             raise NoSecondDerivativeError
         waiting.extend(following for following, _ in node.next_functions)
 
