@@ -82,7 +82,11 @@ class ParameterVector:
     def gradient(self, parameter: torch.nn.Parameter) -> Tensor | None:
         """A parameter's ``.grad``, dense and of the vector's dtype; None where there is none, which counts as zeros."""
         gradient = parameter.grad
-        return gradient if gradient is None else _dense(gradient.detach()).to(self.dtype)
+        if gradient is None:
+            return None
+        if gradient.dtype == self.dtype and gradient.layout == torch.strided and not gradient.requires_grad:
+            return gradient  # as almost always: three calls less a parameter
+        return _dense(gradient.detach()).to(self.dtype)
 
 
 _PIECE = 1 << 18
