@@ -11,10 +11,18 @@ from typing import Any, Literal
 
 import sgdwalk
 
-NUM_TRAIN = {"digits": 1_500, "mnist": 45_000}
-"""Training examples of each data set: of scikit-learn's 1,797 digits the first 1,500, of MNIST's 60,000 images the
-first 45,000 (the authors' code); the rest validates."""
+NUM_TRAIN = {"digits": 1_500, "mnist": 45_000, "cifar10": 45_000, "tiny-imagenet": 10_000}
+"""Training examples of each data set: of scikit-learn's 1,797 digits the first 1,500, of MNIST and CIFAR-10 the first
+45,000 (the authors' code), of Tiny-ImageNet the images of its first 20 classes (the paper: "a subset")."""
+IMAGE_SIZE = {"digits": 8, "mnist": 28, "cifar10": 32, "tiny-imagenet": 64}
+"""Height and width of the images, in pixels."""
+COLOUR = ("cifar10", "tiny-imagenet")
+"""Data sets of colour photographs, which convolutions and augmentation are for."""
 
+FINE_EVERY = 5
+"""Of the segments that are compared, every fifth is measured at 100 intervals."""
+COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}
+"""The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
 CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
 
@@ -30,14 +38,28 @@ class Experiment:
     (15, 30)
     """
 
-    dataset: Literal["digits", "mnist"] = "digits"
-    """``digits``: scikit-learn's bundled 8×8 digits. ``mnist``: the paper's."""
+    dataset: Literal["digits", "mnist", "cifar10", "tiny-imagenet"] = "digits"
+    """``digits``: scikit-learn's bundled 8×8 digits. The others are the paper's."""
     num_train: int | None = None
     """Train on this many of the data set's training examples, the first ones; all of them where not given."""
+    num_validation: int | None = None
+    """Validate on this many of the data set's validation examples, the first ones; all of them where not given."""
+    image_divisor: int = 1
+    """Shrink images by averaging squares of so many pixels a side; 1 leaves them as they are."""
+    network: Literal["mlp", "vgg11", "resnet"] = "mlp"
+    """``mlp``: linear layers with BatchNorm. ``vgg11`` and ``resnet``: the paper's convolutional networks, for cifar10
+    and tiny-imagenet."""
     hidden: tuple[int, ...] = (500, 350)
-    """Width of each hidden layer; the paper's MLP has 500 and 350."""
+    """mlp: width of each hidden layer; the paper's has 500 and 350."""
+    blocks: int = 9
+    """resnet: residual blocks in each of the three stages, a depth of 6 · blocks + 2; 9 make ResNet-56."""
+    width_divisor: int = 1
+    """vgg11, resnet: divide the channels of every convolution, and the units of hidden layers, by this."""
     dropout: float = 0.0
-    """Probability with which a hidden unit is dropped in training; the paper uses none."""
+    """mlp: probability with which a hidden unit is dropped in training; the paper uses none."""
+    augment: bool = False
+    """Train sgd on random crops (padding of 4 pixels) and horizontal flips, as the authors' code does on photographs.
+    The full loss is always that of the images as they are."""
     algorithm: Literal["gd", "sgd"] = "sgd"
     """``gd``: full-batch gradient descent, one update a pass over the data. ``sgd``: one update a mini-batch."""
     gd_gradient: Literal["mean", "sum"] = "mean"
@@ -70,6 +92,17 @@ class Experiment:
     """Intervals of a segment: the full loss is had at α = 0, 1/num_points, …, 1. The paper's is 10."""
     curvature_every: int | None = None
     """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
+    curvature_first: int | None = None
+    """Measure curvature only in the first updates of epoch 1, this many (gd: of the whole run)."""
+    compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
+    """Measure some watched segments in other ways too, side by side. ``authors``: every point over a fresh random
+    partition of freshly augmented images, as the authors' code does, and θ_t four more times. ``eval``: with
+    BatchNorm's running statistics. ``subset``: over a quarter and a sixteenth of the evaluation batches. ``fine``: at
+    100 intervals, every fifth of these segments."""
+    compare_epochs: tuple[int, ...] = ()
+    """Compare in these epochs only, of those that are watched (sgd only)."""
+    compare_first: int = 20
+    """Of each of them, compare the first updates, this many (gd: of the whole run)."""
 
     def __post_init__(self) -> None:
         _check_choice("dataset", self.dataset, NUM_TRAIN)
@@ -84,10 +117,22 @@ class Experiment:
         _check_count("watch_first", self.watch_first, 1)
         _check_count("num_points", self.num_points, 2)
         _check_count("curvature_every", self.curvature_every, 1)
+        _check_count("curvature_first", self.curvature_first, 1)
+        _check_count("compare_first", self.compare_first, 1)
+        _check_choice("network", self.network, ("mlp", "vgg11", "resnet"))
+        _check_count("num_validation", self.num_validation, 1)
+        _check_count("image_divisor", self.image_divisor, 1)
+        _check_count("blocks", self.blocks, 1)
+        _check_count("width_divisor", self.width_divisor, 1, 16)
+        for comparison in self.compare:
+            _check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
+        self._check_images()
         for width in self.hidden:
             _check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
             _check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
+        for epoch in self.compare_epochs:
+            _check_count("compare_epochs: an epoch", epoch, 1, self.epochs)
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         _check_number("weight_decay", self.weight_decay, 0.0, math.inf)
         _check_number("momentum", self.momentum, 0.0, 1.0)
@@ -102,6 +147,29 @@ class Experiment:
                 f"none of the {self.num_updates} updates is watched under {self.when()}: widen watch_every, "
                 "watch_first or watch_epochs, or train longer."
             )
+
+    def _check_images(self) -> None:
+        size, divisor = IMAGE_SIZE[self.dataset], self.image_divisor
+        if self.network != "mlp" and self.dataset not in COLOUR:
+            raise sgdwalk.InputError(
+                f"network={self.network} is for {' and '.join(COLOUR)}; {self.dataset} takes network=mlp."
+            )
+        if self.augment and self.dataset not in COLOUR:
+            raise sgdwalk.InputError(f"augment is for {' and '.join(COLOUR)}, not for {self.dataset}.")
+        if size % divisor:
+            raise sgdwalk.InputError(
+                f"image_divisor={divisor} does not divide the {size} pixels of an image of {self.dataset}."
+            )
+        if self.network == "vgg11" and self.image_size not in (32, 64):
+            raise sgdwalk.InputError(
+                f"vgg11 takes images of 32 or 64 pixels; {self.dataset} with image_divisor={divisor} has "
+                f"{self.image_size}."
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images that enter the network, in pixels."""
+        return IMAGE_SIZE[self.dataset] // self.image_divisor
 
     @property
     def num_examples(self) -> int:
@@ -135,11 +203,36 @@ class Experiment:
         """Whether the segment of this update is measured."""
         return self.watch and self.when()(step)
 
+    def curvature_when(self) -> sgdwalk.When | None:
+        """The steps at which curvature is measured, or None."""
+        if self.curvature_every is None:
+            return None
+        chosen = sgdwalk.every(self.curvature_every)
+        if self.curvature_first is not None:
+            chosen &= sgdwalk.first_steps(self.curvature_first)
+        return chosen.bind(None if self.algorithm == "gd" else self.steps_per_epoch)
+
+    def compare_when(self) -> sgdwalk.When:
+        """The steps whose segments are measured in other ways too, where any are named."""
+        if self.algorithm == "gd":
+            return self.when() & sgdwalk.first_steps(self.compare_first)
+        epochs = self.compare_epochs or self.watch_epochs or tuple(range(1, self.epochs + 1))
+        return (self.when() & sgdwalk.first_steps(self.compare_first, epochs=epochs)).bind(self.steps_per_epoch)
+
+    def compared(self, step: int) -> tuple[str, ...]:
+        """The other ways in which this update's segment is measured."""
+        if not self.compare or not self.watched(step) or not self.compare_when()(step):
+            return ()
+        position = step if self.algorithm == "gd" else step % self.steps_per_epoch
+        return tuple(each for each in self.compare if each != "fine" or position % FINE_EVERY == 0)
+
     def passes(self, step: int) -> float:
         """What an update costs, in forward passes over the training examples: backward counts twice forward."""
         share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
-        curvature = self.curvature_every is not None and step % self.curvature_every == 0
-        return 3 * share + (self.num_points if self.watched(step) else 0) + (CURVATURE_PASSES if curvature else 0)
+        when = self.curvature_when()
+        curvature = CURVATURE_PASSES if when is not None and when(step) else 0
+        compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
+        return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON's types."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,98 @@ import torch
 from torch import Tensor
 
 import sgdwalk
+from sgdwalk.paper.augmentation import Augmentation
 from sgdwalk.paper.config import NUM_TRAIN, Experiment
 
-MNIST_HUB_ID = "ylecun/mnist"
-MNIST_REVISION = "77f3279092a1c1579b2250db8eafed0ad422088c"
-"""The commit of the hub's copy that is read: two plain Parquet files, which a later upload cannot change."""
-MNIST_VALIDATION = slice(50_000, 60_000)
-"""The authors' validation images; 45,000 to 49,999 are used for nothing."""
 
-MNIST_FIRST_LABELS = (5, 0, 4, 1, 9, 2, 1, 3, 1, 4)
-"""How the original training set begins; copies in another order exist."""
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from: Parquet files of the Hugging Face hub, at one revision for good.
+
+    Attributes:
+        hub_id: of the data set.
+        revision: commit of the hub's copy that is read, which a later upload cannot change.
+        folder: where the files lie, in the hub's copy and under ``--data-dir``.
+        image: name of the column of images; ``label`` is that of the classes.
+        rows: number of examples in each split.
+        mean, deviation: of each channel, by which pixels in [0, 1] are normalized, as in the authors' code.
+        padding: of random crops, in pixels.
+        first_labels: how the original training set begins; copies in another order exist.
+    """
+
+    hub_id: str
+    revision: str
+    folder: str
+    image: str
+    rows: Mapping[str, int]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    padding: int = 0
+    first_labels: tuple[int, ...] = ()
+
+
+SOURCES: Mapping[str, Source] = {
+    "mnist": Source(
+        hub_id="ylecun/mnist",
+        revision="77f3279092a1c1579b2250db8eafed0ad422088c",
+        folder="mnist/mnist",
+        image="image",
+        rows={"train": 60_000},
+        mean=(0.5,),
+        deviation=(1.0,),
+        first_labels=(5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+    ),
+    "cifar10": Source(
+        hub_id="uoft-cs/cifar10",
+        revision="0b2714987fa478483af9968de7c934580d0bb9a2",
+        folder="cifar10/plain_text",
+        image="img",
+        rows={"train": 50_000},
+        mean=(0.4914, 0.4822, 0.4465),
+        deviation=(0.2023, 0.1994, 0.2010),
+        padding=4,
+    ),
+    "tiny-imagenet": Source(
+        hub_id="zh-plus/tiny-imagenet",
+        revision="5a77092c28e51558c5586e9c5eb71a7e17a5e43f",
+        folder="tiny-imagenet/data",
+        image="image",
+        rows={},
+        mean=(0.485, 0.456, 0.406),
+        deviation=(0.229, 0.224, 0.225),
+    ),
+}
+VALIDATION: Mapping[str, slice] = {"mnist": slice(50_000, 60_000), "cifar10": slice(45_000, 50_000)}
+"""Rows of the training file that validate, as in the authors' code; MNIST's 45,000 to 49,999 are used for nothing."""
+NUM_CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "tiny-imagenet": 20}
+"""Classes; of Tiny-ImageNet's 200 the first 20 are used."""
+TINY_ORDER_SEED = 0
+"""Of the fixed permutation of Tiny-ImageNet's training images, which the hub has class by class."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as tensors."""
+    """Examples as tensors, normalized."""
 
     inputs: Tensor
-    """(examples, features), float32, in [-0.5, 0.5]."""
+    """(examples, features) or (examples, channels, height, width), float32."""
     targets: Tensor
     """(examples,), int64."""
+    augmentation: Augmentation | None = None
+    """How photographs are cropped and flipped."""
 
     def to(self, device: str) -> Split:
         """The same examples on a device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def batch(self, rows: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some examples; a generator has them augmented at random."""
+        rows = rows.to(self.targets.device)
+        inputs = self.inputs[rows]
+        if generator is not None:
+            assert self.augmentation is not None
+            inputs = self.augmentation(inputs, generator)
+        return inputs, self.targets[rows]
 
 
 def load(experiment: Experiment, data_dir: Path | None = None) -> tuple[Split, Split]:
@@ -43,23 +112,26 @@ def load(experiment: Experiment, data_dir: Path | None = None) -> tuple[Split, S
 
     Args:
         experiment: names the data set and how many of its training examples are used.
-        data_dir: for MNIST: a folder that holds ``mnist/mnist/*.parquet``; the hub's copy where not given.
+        data_dir: holds a folder for each data set with the hub's files; the hub's own copies where not given.
 
     Raises:
         sgdwalk.InputError: the data cannot be had; says what to put where.
     """
     if experiment.dataset == "digits":
-        return _digits(experiment.num_examples)
-    return _mnist(experiment.num_examples, data_dir)
+        training, validation = _digits(experiment.num_examples)
+    else:
+        training, validation = _images(experiment, data_dir)
+    count = experiment.num_validation
+    return training, replace(validation, inputs=validation.inputs[:count], targets=validation.targets[:count])
 
 
 def remark(experiment: Experiment, training: Split) -> str:
     """What a reader of the numbers should know of the data; an empty text where they are the paper's."""
     if experiment.dataset == "digits":
         return "scikit-learn's bundled 8×8 digits, not the paper's data."
-    first = tuple(training.targets[: len(MNIST_FIRST_LABELS)].tolist())
-    if first != MNIST_FIRST_LABELS[: len(first)]:
-        return "A copy of MNIST whose images are in another order: the training images are not the authors' 45,000."
+    wanted = SOURCES[experiment.dataset].first_labels
+    if tuple(training.targets[: len(wanted)].tolist()) != wanted[: len(training.targets)]:
+        return f"A copy of {experiment.dataset} whose images are in another order: not the authors' training images."
     return ""
 
 
@@ -73,42 +145,68 @@ def _digits(num_train: int) -> tuple[Split, Split]:
     return Split(inputs[:num_train], targets[:num_train]), Split(inputs[validation], targets[validation])
 
 
-def _mnist(num_train: int, data_dir: Path | None) -> tuple[Split, Split]:
+def _images(experiment: Experiment, data_dir: Path | None) -> tuple[Split, Split]:
+    source = SOURCES[experiment.dataset]
+    table = read(source, "train", data_dir)
+    if experiment.dataset == "tiny-imagenet":
+        order = np.random.default_rng(TINY_ORDER_SEED).permutation(len(table))
+        labels = np.asarray(table["label"])
+        chosen = order[labels[order] < NUM_CLASSES["tiny-imagenet"]]
+        held_out = read(source, "valid", data_dir)
+        validation_rows = np.flatnonzero(np.asarray(held_out["label"]) < NUM_CLASSES["tiny-imagenet"])
+    else:
+        chosen = np.arange(NUM_TRAIN[experiment.dataset])
+        held_out = table
+        validation_rows = np.arange(len(table))[VALIDATION[experiment.dataset]]
+    divisor = experiment.image_divisor
+    return (
+        _as_split(source, table, chosen[: experiment.num_examples], divisor),
+        _as_split(source, held_out, validation_rows[: experiment.num_validation], divisor),
+    )
+
+
+def read(source: Source, split: str, data_dir: Path | None) -> Any:
+    """One split of a data set, its images still encoded: from a folder, or from the hub.
+
+    Raises:
+        sgdwalk.InputError: it cannot be had, or is not what the hub has; says what to put where.
+    """
     import datasets
 
-    table = _download_mnist() if data_dir is None else _read_mnist(data_dir / "mnist" / "mnist")
-    if len(table) != 60_000 or not {"image", "label"} <= set(table.column_names):
+    table = _download(source, split) if data_dir is None else _read_folder(source, split, data_dir / source.folder)
+    rows = source.rows.get(split, len(table))
+    if len(table) != rows or not {source.image, "label"} <= set(table.column_names):
         raise sgdwalk.InputError(
-            f"MNIST's training file has {len(table):,} rows and the columns {', '.join(table.column_names)}; wanted "
-            f"are 60,000 with image and label: take train-00000-of-00001.parquet of the hub's {MNIST_HUB_ID}, whole."
+            f"{split} of {source.hub_id} has {len(table):,} rows and the columns {', '.join(table.column_names)}; "
+            f"wanted are {rows:,} with {source.image} and label: take the hub's {split}-*.parquet, whole."
         )
-    images = table.cast_column("image", datasets.Image(decode=False))  # still PNG bytes: only what is used is decoded
-    return _as_split(images, slice(0, num_train)), _as_split(images, MNIST_VALIDATION)
+    return table.cast_column(source.image, datasets.Image(decode=False))  # only what is used is decoded
 
 
-def _download_mnist() -> Any:
+def _download(source: Source, split: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
-        return datasets.load_dataset(MNIST_HUB_ID, revision=MNIST_REVISION, split="train")
+        return datasets.load_dataset(source.hub_id, revision=source.revision, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise sgdwalk.InputError(
-            f"MNIST could not be had from the hub ({type(error).__name__}: {str(error)[:200]}). Try again with a "
-            f"network, or download {MNIST_HUB_ID} at revision {MNIST_REVISION} elsewhere, put its file "
-            "train-00000-of-00001.parquet into DIR/mnist/mnist/, and pass --data-dir DIR."
+            f"{source.hub_id} could not be had from the hub ({type(error).__name__}: {str(error)[:200]}). Try again "
+            "with a network (what was downloaded is kept, and checked before it is used), or download "
+            f"{source.hub_id} at revision {source.revision} elsewhere, put its {split}-*.parquet into "
+            f"DIR/{source.folder}/, and pass --data-dir DIR."
         ) from error
 
 
-def _read_mnist(folder: Path) -> Any:
+def _read_folder(source: Source, split: str, folder: Path) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    files = sorted(str(file) for file in folder.glob("train-*.parquet"))
+    files = sorted(str(file) for file in folder.glob(f"{split}-*.parquet"))
     if not files:
         raise sgdwalk.InputError(
-            f"no file train-*.parquet in {folder}: put the one of the hub's {MNIST_HUB_ID} there, or leave --data-dir "
-            "out to have it downloaded."
+            f"no file {split}-*.parquet in {folder}: put those of the hub's {source.hub_id} there, or leave --data-dir "
+            "out to have them downloaded."
         )
     datasets.disable_progress_bars()  # reading a local file takes a moment; a download keeps its bar
     try:
@@ -116,14 +214,25 @@ def _read_mnist(folder: Path) -> Any:
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise sgdwalk.InputError(
             f"{', '.join(files)} cannot be read as Parquet ({error.__cause__ or error}): "
-            f"put a whole copy of the hub's {MNIST_HUB_ID} there."
+            f"put a whole copy of the hub's {source.hub_id} there."
         ) from error
 
 
-def _as_split(images: Any, rows: slice) -> Split:
+def _as_split(source: Source, table: Any, rows: np.ndarray, divisor: int) -> Split:
     from PIL import Image
 
-    chosen = images.select(range(*rows.indices(len(images))))
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in chosen["image"]])
-    inputs = torch.tensor(pixels.reshape(len(pixels), -1), dtype=torch.float32) / 255 - 0.5  # (examples, 784)
-    return Split(inputs, torch.tensor(chosen["label"], dtype=torch.int64))
+    chosen = table.select(rows)
+    mode = "L" if len(source.mean) == 1 else "RGB"  # some of Tiny-ImageNet's photographs are grey
+    pixels = np.stack(
+        [np.asarray(Image.open(io.BytesIO(each["bytes"])).convert(mode)) for each in chosen[source.image]]
+    )
+    images = torch.tensor(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2).float() / 255
+    if divisor > 1:
+        images = torch.nn.functional.avg_pool2d(images, divisor)
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in (source.mean, source.deviation))
+    inputs = ((images - mean) / deviation).contiguous()  # (examples, channels, height, width)
+    targets = torch.tensor(chosen["label"], dtype=torch.int64)
+    if mode == "L":
+        return Split(inputs.flatten(1), targets)
+    black = tuple(-m / d for m, d in zip(source.mean, source.deviation, strict=True))
+    return Split(inputs, targets, Augmentation(source.padding, black))

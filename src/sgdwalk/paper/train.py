@@ -1,8 +1,8 @@
-"""One training of the paper's MLP, watched: a plain loop that can stop between any two updates and go on bitwise."""
+"""One training of one of the paper's networks, watched: a plain loop that can stop between any two updates and go on
+bitwise."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable
@@ -16,14 +16,17 @@ from torch.nn.functional import cross_entropy
 
 import sgdwalk
 from sgdwalk.paper import record
+from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.data import Split, remark
-from sgdwalk.paper.models import MLP
+from sgdwalk.paper.data import NUM_CLASSES, Split, remark
+from sgdwalk.paper.models import build
+from sgdwalk.paper.seeds import seed_for
 
 AUTHORS_GD_BATCHES = 9
 """The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
-NUM_CLASSES = 10
+VALIDATION_BATCH = 1_000
+"""Validation examples that go through the model at a time; the result does not depend on it."""
 
 
 def train(
@@ -59,8 +62,9 @@ def train(
     loader = Minibatches(experiment)
 
     torch.manual_seed(seed_for(experiment.seed, "initial weights"))
-    widths = (training.inputs.shape[1], *experiment.hidden, NUM_CLASSES)
-    model = MLP(widths, dropout=experiment.dropout).to(execution.device)
+    model = build(experiment, tuple(training.inputs.shape[1:]), NUM_CLASSES[experiment.dataset]).to(execution.device)
+    if experiment.network != "mlp":
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=experiment.learning_rate,
@@ -79,7 +83,7 @@ def train(
         when=experiment.when() if experiment.watch else None,
         num_points=experiment.num_points,
         batch_size=experiment.batch_size,
-        measures=curvature(experiment),
+        measures=measures(experiment, model, training),
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
         resume=resume,
         config=record.describe(experiment, remark(experiment, training)),
@@ -100,8 +104,8 @@ def train(
                 batch_loss = accumulate_gradient(model, walk, experiment)
                 walk.note(epoch=epoch + 1)
             else:
-                rows = loader.rows(epoch, position).to(execution.device)
-                loss = cross_entropy(model(training.inputs[rows]), training.targets[rows])
+                inputs, targets = loader.batch(epoch, position, training)
+                loss = cross_entropy(model(inputs), targets)
                 loss.backward()
                 batch_loss = loss.item()
             walk.note(batch_loss=batch_loss)
@@ -115,17 +119,19 @@ def train(
     return True
 
 
-def curvature(experiment: Experiment) -> dict[str, Any]:
-    """The measures of the steps that ``curvature_every`` names."""
-    if experiment.curvature_every is None:
-        return {}
-    when = sgdwalk.every(experiment.curvature_every)
-    scale = AUTHORS_GD_BATCHES if experiment.algorithm == "gd" and experiment.gd_gradient == "sum" else 1
-    measures = {"spectral_norm": sgdwalk.at(when, sgdwalk.SpectralNorm(0.01, gradient_scale=scale))}
-    if experiment.algorithm == "sgd":
-        measures["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
-        measures["noise_scale"] = sgdwalk.at(when, sgdwalk.GradientNoiseScale())
-    return measures
+def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[str, Any]:
+    """What is measured beside the segments: curvature where ``curvature_every`` asks for it, comparisons likewise."""
+    chosen: dict[str, Any] = {}
+    when = experiment.curvature_when()
+    if when is not None:
+        scale = AUTHORS_GD_BATCHES if experiment.algorithm == "gd" and experiment.gd_gradient == "sum" else 1
+        chosen["spectral_norm"] = sgdwalk.at(when, sgdwalk.SpectralNorm(0.01, gradient_scale=scale))
+        if experiment.algorithm == "sgd":
+            chosen["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
+            chosen["noise_scale"] = sgdwalk.at(when, sgdwalk.GradientNoiseScale())
+    if experiment.compare and experiment.watch:
+        chosen["compare"] = sgdwalk.at(experiment.compare_when(), Compare(experiment, model, training))
+    return chosen
 
 
 def accumulate_gradient(model: nn.Module, walk: sgdwalk.Walk, experiment: Experiment) -> float:
@@ -143,14 +149,14 @@ def accumulate_gradient(model: nn.Module, walk: sgdwalk.Walk, experiment: Experi
 def validate(model: nn.Module, validation: Split) -> tuple[float, float]:
     """Mean loss (nats per example) and accuracy on the validation examples, with BatchNorm's running statistics."""
     model.eval()
-    outputs = model(validation.inputs)
+    outputs = torch.cat([model(inputs) for inputs in validation.inputs.split(VALIDATION_BATCH)])
     model.train()
     loss = cross_entropy(outputs, validation.targets).item()
     return loss, (outputs.argmax(dim=1) == validation.targets).double().mean().item()
 
 
 class Minibatches:
-    """The mini-batches of an epoch: a permutation that is a pure function of seed and epoch."""
+    """The mini-batches of an epoch: order and augmentation are pure functions of seed, epoch and position."""
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
@@ -165,6 +171,14 @@ class Minibatches:
             self._epoch = epoch
         size = self._experiment.batch_size
         return self._order[position * size : (position + 1) * size]
+
+    def batch(self, epoch: int, position: int, training: Split) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one mini-batch, augmented where the experiment asks for it."""
+        rows = self.rows(epoch, position)
+        if not self._experiment.augment:
+            return training.batch(rows)
+        update = epoch * self._experiment.steps_per_epoch + position
+        return training.batch(rows, torch.Generator().manual_seed(seed_for(self._experiment.seed, "crops", update)))
 
 
 class Checkpointing:
@@ -244,12 +258,3 @@ class WorkDone:
         """The fraction once this update is done; updates come in order."""
         self._done += self._experiment.passes(step)
         return self._done / self._total
-
-
-def seed_for(seed: int, purpose: str, index: int = 0) -> int:
-    """A seed for one purpose: a pure function of its arguments, so that resuming needs no state.
-
-    >>> seed_for(0, "order", 3) == seed_for(0, "order", 3) != seed_for(0, "order", 4)
-    True
-    """
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()[:8]) >> 1
