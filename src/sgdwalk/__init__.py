@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgdwalk import analysis, figures
+    from sgdwalk import analysis, figures, valley
     from sgdwalk.alignment import noise_alignment, power_law, principal_angles
     from sgdwalk.checkpoints import Checkpoints
     from sgdwalk.curvature import SpectralNorm, eigenpairs, gauss_newton, hessian, preconditioned, spectral_norm
@@ -79,7 +79,7 @@ _HOME = {
     "watch": "watching",
     "write_report": "report",
 }
-_MODULES = frozenset({"analysis", "figures"})
+_MODULES = frozenset({"analysis", "figures", "valley"})
 
 __all__ = [
     "BatchSharpness",
@@ -126,6 +126,7 @@ __all__ = [
     "subset",
     "trace",
     "updates_to_norm",
+    "valley",
     "watch",
     "write_report",
 ]

@@ -21,7 +21,8 @@ import tyro
 
 import sgdwalk
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.registry import FigureId, Scale
+from sgdwalk.paper.registry import FigureId
+from sgdwalk.paper.trainings import Scale
 from sgdwalk.text import plain
 
 INTERRUPTED = 130

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import matplotlib
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from sgdwalk import __version__
 from sgdwalk import report_tables as tables
-from sgdwalk.drawing import COLOURS, Picture
+from sgdwalk.drawing import COLOURS
 from sgdwalk.errors import InputError, SgdwalkError
 from sgdwalk.report_figures import label_of, pointed_at, sections, step_data
 from sgdwalk.summary import describe, describe_together
@@ -123,11 +124,11 @@ def _inert_json(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def save_figure(figure: Picture, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Save a figure as PNG, PDF or SVG, as its suffix says, with its caption in the file's metadata.
 
     Args:
-        figure: from :mod:`sgdwalk.figures`.
+        figure: from :mod:`sgdwalk.figures`, or any other of matplotlib's; only the former have title and caption.
         path: ends in .png, .pdf or .svg; a file already there is replaced, whole or not at all.
 
     Returns:
@@ -143,10 +144,11 @@ def save_figure(figure: Picture, path: str | Path) -> Path:
     'heights.svg'
     """
     path = Path(path)
+    title, caption = getattr(figure, "title", ""), getattr(figure, "caption", "")
     metadata_of = {
-        ".png": {"Title": figure.title, "Description": figure.caption},
-        ".pdf": {"Title": figure.title, "Subject": figure.caption, "CreationDate": None},
-        ".svg": {"Title": figure.title, "Description": figure.caption, "Date": None},
+        ".png": {"Title": title, "Description": caption},
+        ".pdf": {"Title": title, "Subject": caption, "CreationDate": None},
+        ".svg": {"Title": title, "Description": caption, "Date": None},
     }
     suffix = path.suffix.lower()
     if suffix not in metadata_of:

@@ -47,9 +47,7 @@ class Compare:
         start, end = here.parameters, torch.cat([parameter.reshape(-1) for parameter in here.walked()])
         if self._copy is None:
             self._copy = copy.deepcopy(self._model)
-            if self._experiment.network != "mlp":
-                self._copy = self._copy.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._copy.load_state_dict(self._model.state_dict())
+        self._copy.load_state_dict(self._model.state_dict())  # the buffers as they are after the update
         batches = here.full_loss().data
         found: dict[str, float] = {}
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import sgdwalk
-from sgdwalk.paper.claims import FIRST_UPDATES, Claim, Judgement
+from sgdwalk.paper.claims import FIRST_UPDATES
 from sgdwalk.paper.config import Execution
-from sgdwalk.paper.registry import CUTS, DEVIATIONS, Figure, FigureId, Panel, Scale, figure
+from sgdwalk.paper.judging import Claim, Judgement
+from sgdwalk.paper.registry import DEVIATIONS, Figure, FigureId, Panel, Runs, figure
 from sgdwalk.paper.sweep import Update, is_trained, train_all, training_name
+from sgdwalk.paper.trainings import Scale
 
 FORMATS = ("png", "svg", "pdf")
-
-Runs = Mapping[str, Sequence[sgdwalk.Run]]
-"""By role, one a seed."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ class Page:
     path: Path
     """The HTML page; pictures and tables lie beside it."""
     judged: list[Judged]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture on the page."""
+
+    label: str
+    stem: str
+    caption: str
+    alternative: str
+    uri: str
+    files: list[str]
 
 
 def reproduce(
@@ -71,24 +84,32 @@ def reproduce(
     if missing:
         from sgdwalk.paper.data import load  # torch
 
-        load(missing[0], data_dir)  # says what is wrong with the data before any process is started, and caches it
+        for experiment in {each.dataset: each for each in missing}.values():
+            load(experiment, data_dir)  # says what is wrong with the data before any process is started, and caches it
         if not train_all(
             missing, trainings, data_dir=data_dir, jobs=jobs, execution=execution, stop=stop, update=update
         ):
             return None
-    runs = {
+    return write_page(wanted, open_runs(wanted, trainings), out / f"{id}-{scale}")
+
+
+def open_runs(wanted: Figure, trainings: Path) -> Runs:
+    """The finished trainings of a figure, by role."""
+    return {
         role: [sgdwalk.open_run(trainings / training_name(experiment)) for experiment in experiments]
         for role, experiments in wanted.trainings.items()
     }
-    return write_page(wanted, runs, out / f"{id}-{scale}")
 
 
 def judge(wanted: Figure, runs: Runs) -> list[Judged]:
     """Put every claim of a figure to its test."""
     judged = [Judged(claim, reading, claim.judge(runs)) for reading, claim in wanted.claims]
-    if wanted.scale != "smoke":
-        return judged
-    return [replace(each, judgement=replace(each.judgement, verdict="not testable at this scale")) for each in judged]
+    return [
+        replace(each, judgement=replace(each.judgement, verdict="not testable at this scale"))
+        if wanted.scale == "smoke" or (each.claim.paper_scale_only and wanted.scale != "paper")
+        else each
+        for each in judged
+    ]
 
 
 def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
@@ -96,18 +117,12 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    windows = [window(panel, runs) for panel in wanted.panels]
-    shown = [runs[panel.role][0] for panel in wanted.panels]
-    limits = sgdwalk.figures.shared_limits(shown, windows)
-    pictures = []
-    for number, (panel, run, steps) in enumerate(zip(wanted.panels, shown, windows, strict=True)):
-        stem = wanted.id if number == 0 else f"{wanted.id}-{panel.role}"
-        picture = sgdwalk.figures.three_panels(run, steps=steps, limits=limits)
-        for extension in FORMATS:
-            sgdwalk.save_figure(picture, partial / f"{stem}.{extension}")
-        write_tables(run, steps, partial / stem)
-        pictures.append((panel.label, stem, picture.caption, picture.alternative, as_data_uri(partial / f"{stem}.svg")))
-    sgdwalk.write_report(shown, partial / "report.html")
+    drawn = [*draw_walks(wanted, runs, partial), *draw_chart(wanted, runs, partial)]
+    made = [(table, table.make(runs)) for table in wanted.tables]
+    for table, frame in made:
+        frame.to_csv(partial / f"{table.name}.csv", index=False)
+    shown = list(dict.fromkeys(panel.role for panel in wanted.panels)) or list(runs)
+    sgdwalk.write_report([runs[role][0] for role in shown], partial / "report.html")
     judged = judge(wanted, runs)
     (partial / "claims.json").write_text(json.dumps([as_row(each) for each in judged], indent=2, ensure_ascii=False))
     environment = Environment(
@@ -115,19 +130,49 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
     )
     html = environment.get_template("page.html.jinja").render(
         figure=wanted,
-        cut=CUTS[wanted.scale],
         deviations=[*DEVIATIONS, *remarks(runs)],
-        pictures=pictures,
+        pictures=drawn,
+        tables=[(table, *as_cells(frame)) for table, frame in made],
         judged=judged,
         trainings=[(role, run) for role, each in runs.items() for run in each],
         num_seeds=max(len(each) for each in runs.values()),
-        formats=FORMATS,
         first_updates=FIRST_UPDATES,
     )
     (partial / "index.html").write_text(html, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return Page(folder / "index.html", judged)
+
+
+def draw_walks(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
+    """Draw each walk in the paper's three panels, all to one scale, and write the numbers behind them."""
+    windows = [window(panel, runs) for panel in wanted.panels]
+    shown = [runs[panel.role][0] for panel in wanted.panels]
+    limits = sgdwalk.figures.shared_limits(shown, windows) if shown else None
+    drawn = []
+    for number, (panel, run, steps) in enumerate(zip(wanted.panels, shown, windows, strict=True)):
+        stem = wanted.id if number == 0 else f"{wanted.id}-{panel.role}"
+        picture = sgdwalk.figures.three_panels(run, steps=steps, limits=limits)
+        write_tables(run, steps, folder / stem)
+        files = [f"{stem}-steps.csv", f"{stem}-segments.csv"]
+        drawn.append(save(picture, folder, stem, panel.label, picture.caption, picture.alternative, files))
+    return drawn
+
+
+def draw_chart(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
+    """Draw what is no walk."""
+    if wanted.chart is None:
+        return []
+    chart = wanted.chart(runs)
+    return [save(chart.figure, folder, wanted.id, "The paper's numbers and ours", chart.caption, chart.alternative, [])]
+
+
+def save(picture: Any, folder: Path, stem: str, label: str, caption: str, alternative: str, files: list[str]) -> Drawn:
+    """Write a picture in every format."""
+    for extension in FORMATS:
+        sgdwalk.save_figure(picture, folder / f"{stem}.{extension}")
+    uri = "data:image/svg+xml;base64," + base64.b64encode((folder / f"{stem}.svg").read_bytes()).decode()
+    return Drawn(label, stem, caption, alternative, uri, [*(f"{stem}.{extension}" for extension in FORMATS), *files])
 
 
 def window(panel: Panel, runs: Runs) -> range:
@@ -163,6 +208,17 @@ def as_row(each: Judged) -> dict[str, str]:
     }
 
 
-def as_data_uri(path: Path) -> str:
-    """An SVG file as a picture that a page carries within itself."""
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+def as_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table for a person: three significant digits, an empty cell where nothing is known.
+
+    >>> as_cells(pd.DataFrame({"mean_height": [0.012345, float("nan")], "epoch": [1, 2]}))
+    (['mean height', 'epoch'], [['0.0123', '1'], ['', '2']])
+    """
+
+    def cell(value: Any) -> str:
+        if value is None or (isinstance(value, float) and pd.isna(value)):
+            return ""
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return [str(name).replace("_", " ") for name in frame.columns], rows

@@ -36,14 +36,16 @@ TABLE_EPOCHS: Mapping[Architecture, tuple[int, ...]] = {
     "vgg11-tiny": (1,),
 }
 """The epochs of Tables 1 and 2; Figures 14 to 16 and 11 to 13 show the starts of epochs 2, 25 and 100."""
+CURVATURE_EVERY: Mapping[Scale, int] = {"smoke": 20, "small": 4, "paper": 4}
+"""Along the walks of Figures 1 and 2 the spectral norm is measured at every so many updates."""
 OTHERS_WATCH_EVERY = 5
 """The trainings with other seeds are watched at every fifth update of those epochs."""
 
 CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
     "smoke": dict.fromkeys(
         ARCHITECTURES,
-        "Only to see that everything runs: an MLP of 50 and 35 hidden units on scikit-learn's 8×8 digits stands in for "
-        "every network. Nothing here says anything about the paper.",
+        "Only to see that everything runs: an MLP of 50 and 35 hidden units on 600 of scikit-learn's 8×8 digits "
+        "stands in for every network. Nothing here says anything about the paper.",
     ),
     "small": {
         "mlp": "Real MNIST and the paper's network, learning rate and batch size, but the first 6,000 of the 45,000 "
@@ -78,7 +80,9 @@ def base(architecture: Architecture, scale: Scale) -> Experiment:
     450
     """
     if scale == "smoke":
-        return Experiment(hidden=(50, 35), batch_size=30, weight_decay=AUTHORS_WEIGHT_DECAY, seed=AUTHORS_SEED)
+        return Experiment(
+            num_train=600, hidden=(50, 35), batch_size=30, weight_decay=AUTHORS_WEIGHT_DECAY, seed=AUTHORS_SEED
+        )
     full = Experiment(dataset="mnist", weight_decay=AUTHORS_WEIGHT_DECAY, seed=AUTHORS_SEED)
     small = scale == "small"
     if architecture == "mlp":
@@ -111,7 +115,7 @@ def gd(architecture: Architecture, scale: Scale, gradient: Literal["mean", "sum"
     watched = replace(base(architecture, scale), algorithm="gd", gd_gradient=gradient, epochs=GD_UPDATES, augment=False)
     others = () if scale == "smoke" else tuple(replace(watched, seed=seed, watch_every=2) for seed in OTHER_SEEDS)
     if architecture == "vgg11":
-        watched = replace(watched, curvature_every=4)
+        watched = replace(watched, curvature_every=CURVATURE_EVERY[scale])
     return (watched, *others)
 
 
@@ -127,6 +131,7 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
     epochs = tuple(sorted({our_epoch(epoch, scale) for epoch in tables}))
     plain = replace(base(architecture, scale), learning_rate=learning_rate, epochs=epochs[-1])
     if architecture == "vgg11-tiny":
+        plain = replace(plain, epochs=2 if scale == "smoke" else 1)  # 40 updates at least
         watched = replace(plain, watch_first=GD_UPDATES)
     elif learning_rate != 0.1:
         watched = replace(plain, watch_epochs=epochs, watch_every=2)
@@ -149,4 +154,8 @@ def _watched_throughout(
     late = tuple(epoch for epoch in epochs if epoch != our_epoch(10, scale) or architecture == "mlp")
     compare = ("authors",) if architecture == "resnet56" else ("authors", "eval", "subset", "fine")
     watched = replace(watched, compare=compare, compare_epochs=late, compare_first=3 if scale == "smoke" else 15)
-    return replace(watched, curvature_every=4, curvature_first=GD_UPDATES) if architecture == "vgg11" else watched
+    return (
+        replace(watched, curvature_every=CURVATURE_EVERY[scale], curvature_first=GD_UPDATES)
+        if architecture == "vgg11"
+        else watched
+    )

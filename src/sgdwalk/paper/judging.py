@@ -1,0 +1,128 @@
+"""How a statement of the paper is judged: a statistic for each training, thresholds set beforehand, a verdict.
+
+A verdict speaks of the trainings it was computed from, and says how many those are. Updates of one training depend on
+each other, so wherever several seeds are there the training, not the update, is the unit that is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+import sgdwalk
+
+Verdict = Literal["supported", "contradicted", "not resolved", "not testable at this scale"]
+
+FEWEST_UPDATES = 10
+"""With fewer defined values a share of one training's updates says too little."""
+CONFIDENCE = 0.95
+
+Walks = Mapping[str, Sequence[sgdwalk.Run]]
+"""Runs by role (``gd``, ``gd-sum``, ``sgd``, …), one a seed, in the same order of seeds; every watched update of the
+first is there, the others may be watched now and then."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What our trainings say to a claim."""
+
+    verdict: Verdict
+    finding: str
+    """The statistic and what it was computed from, in words."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper and the test that it is put to."""
+
+    name: str
+    words: str
+    """The paper's words."""
+    source: str
+    """Where they stand."""
+    test: str
+    """The statistic and its thresholds, in words."""
+    judge: Callable[[Walks], Judgement]
+    paper_scale_only: bool = False
+    """The statement is about a number that only the published setting can give."""
+
+
+def share(shown: Sequence[float], what: str, *, at_least: float, at_most: float) -> Judgement:
+    """Judge the share of updates that show something, one share a training.
+
+    Supported where every training reaches ``at_least``, contradicted where none exceeds ``at_most``.
+
+    Args:
+        shown: share of each training, NaN where too few updates have the value.
+        what: what is shared, in the plural.
+        at_least: from here on a share supports.
+        at_most: up to here it contradicts.
+    """
+    values = np.array(shown, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return Judgement(
+            "not testable at this scale", f"No training has {FEWEST_UPDATES} updates with the value defined."
+        )
+    verdict: Verdict = "not resolved"
+    if values.min() >= at_least:
+        verdict = "supported"
+    elif values.max() <= at_most:
+        verdict = "contradicted"
+    return Judgement(verdict, f"{percent(values)} of {what}.")
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float], name: str, other: str) -> Judgement:
+    """Judge that one number is above another, one pair a seed, by Student's interval of their difference."""
+    differences = np.array(ours, dtype=float) - np.array(theirs, dtype=float)
+    known = np.isfinite(differences)
+    n = int(known.sum())
+    if n == 0:
+        return Judgement("not testable at this scale", "No pair of trainings has both values defined.")
+    means = f"{name} {np.mean(np.array(ours)[known]):.3g}, {other} {np.mean(np.array(theirs)[known]):.3g}"
+    if n == 1:
+        return Judgement("not resolved", f"{means}: one seed, and a difference without an interval.")
+    mean, half = student(differences[known])
+    verdict: Verdict = "supported" if mean - half > 0 else "contradicted" if mean + half < 0 else "not resolved"
+    return Judgement(verdict, f"{means}; difference {mean:.3g} ± {half:.2g} (95 %, {n} seeds).")
+
+
+def student(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean and half-width of Student's 95 % interval.
+
+    >>> mean, half = student([1.0, 1.5, 1.4])
+    >>> round(mean, 3), round(half, 3)  # 4.303 s / √3
+    (1.3, 0.657)
+    """
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(n)
+
+
+def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a proportion.
+
+    >>> low, high = proportion_interval(0, 40)
+    >>> low, round(high, 4)  # 1 - 0.025 ** (1 / 40)
+    (0.0, 0.0881)
+    """
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def percent(values: np.ndarray) -> str:
+    """Shares in words.
+
+    >>> percent(np.array([0.5])), percent(np.array([0.5, 0.7]))
+    ('In one training 50 %', 'In 2 trainings 50 % to 70 %, on average 60 %')
+    """
+    if len(values) == 1:
+        return f"In one training {values[0]:.0%}".replace("%", " %")
+    text = f"In {len(values)} trainings {values.min():.0%} to {values.max():.0%}, on average {values.mean():.0%}"
+    return text.replace("%", " %")
