@@ -47,7 +47,6 @@ class Compare:
         start, end = here.parameters, torch.cat([parameter.reshape(-1) for parameter in here.walked()])
         if self._copy is None:
             self._copy = copy.deepcopy(self._model)
-        self._copy.load_state_dict(self._model.state_dict())  # the buffers as they are after the update
         batches = here.full_loss().data
         found: dict[str, float] = {}
 
@@ -74,6 +73,8 @@ class Compare:
     def _loss(self, point: Tensor, batches: Batches, *, batchnorm: bool = True) -> float:
         """The mean loss at a point; ``batchnorm`` takes each batch's own statistics."""
         assert self._copy is not None
+        # All buffers as they are after the update: evaluating with batch statistics moves the running ones.
+        self._copy.load_state_dict(self._model.state_dict())
         own = list(self._copy.parameters())
         for parameter, values in zip(own, point.split([parameter.numel() for parameter in own]), strict=True):
             parameter.copy_(values.view(parameter.shape))
