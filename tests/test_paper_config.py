@@ -56,7 +56,7 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "imagenet"}, "dataset must be one of digits, mnist; got 'imagenet'"),
+        ({"dataset": "imagenet"}, "dataset must be one of digits, mnist, cifar10, tiny-imagenet; got 'imagenet'"),
         ({"algorithm": "adam"}, "algorithm must be one of gd, sgd; got 'adam'"),
         ({"gd_gradient": "median"}, "gd_gradient must be one of mean, sum"),
         ({"num_train": 1501}, "num_train must be an integer of at least 2 and at most 1,500; got 1501"),
@@ -77,6 +77,18 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
         ({"watch_epochs": (11,)}, "watch_epochs: an epoch must be an integer of at least 1 and at most 10; got 11"),
         ({"algorithm": "gd", "watch_epochs": (1,)}, "use watch_first or watch_every"),
         ({"watch_epochs": (3,), "steps": 20}, "none of the 20 updates is watched"),
+        ({"network": "vgg16"}, "network must be one of mlp, vgg11, resnet; got 'vgg16'"),
+        ({"network": "vgg11"}, "network=vgg11 is for cifar10 and tiny-imagenet; digits takes network=mlp"),
+        ({"augment": True}, "augment is for cifar10 and tiny-imagenet, not for digits"),
+        ({"image_divisor": 3}, "image_divisor=3 does not divide the 8 pixels"),
+        ({"dataset": "cifar10", "network": "vgg11", "image_divisor": 2}, "vgg11 takes images of 32 or 64 pixels"),
+        ({"width_divisor": 17}, "width_divisor must be an integer of at least 1 and at most 16; got 17"),
+        ({"blocks": 0}, "blocks must be"),
+        ({"num_validation": 0}, "num_validation must be"),
+        ({"compare": ("theirs",)}, "compare: a comparison must be one of authors, eval, subset, fine"),
+        ({"compare_epochs": (11,)}, "compare_epochs: an epoch must be an integer of at least 1 and at most 10"),
+        ({"compare_first": 0}, "compare_first must be"),
+        ({"curvature_first": 0}, "curvature_first must be"),
     ],
     ids=str,
 )
@@ -117,6 +129,16 @@ OTHERS = {
     "watch_epochs": (1,),
     "num_points": 20,
     "curvature_every": 5,
+    "num_validation": 100,
+    "image_divisor": 2,
+    "network": "resnet",
+    "blocks": 2,
+    "width_divisor": 2,
+    "augment": True,
+    "curvature_first": 10,
+    "compare": ("authors",),
+    "compare_epochs": (1,),
+    "compare_first": 5,
 }
 
 
@@ -125,6 +147,8 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
     assert set(OTHERS) == {field.name for field in fields(Experiment)}
     hashes = {experiment.settings_hash}
     for name, value in OTHERS.items():
+        if name in ("network", "augment"):  # these are for photographs
+            experiment = replace(experiment, dataset="cifar10", num_train=1400)
         other = replace(experiment, **{name: value})
         hashes.add(other.settings_hash)
         (difference,) = other.differences(experiment.to_dict())
@@ -132,7 +156,25 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
     assert len(hashes) == len(OTHERS) + 1
 
 
+def test_comparisons_are_of_the_first_watched_updates_of_their_epochs():
+    experiment = Experiment(
+        epochs=4, watch_epochs=(1, 3, 4), compare=("authors", "fine"), compare_epochs=(1, 3), compare_first=6
+    )
+    compared = {step: experiment.compared(step) for step in range(60) if experiment.compared(step)}
+    assert list(compared) == [*range(6), *range(30, 36)]
+    assert {step for step, names in compared.items() if "fine" in names} == {0, 5, 30, 35}
+    assert all("authors" in names for names in compared.values())
+    gd = Experiment(algorithm="gd", epochs=40, compare=("eval",), compare_first=3)
+    assert [step for step in range(40) if gd.compared(step)] == [0, 1, 2]
+
+
+def test_curvature_can_be_left_to_the_first_updates():
+    when = Experiment(curvature_every=4, curvature_first=10).curvature_when()
+    assert [step for step in range(30) if when(step)] == [0, 4, 8]
+    assert Experiment().curvature_when() is None
+
+
 def test_the_hash_is_the_same_in_every_process_and_version():
     # Finished trainings on disk are found by it: a change of this value orphans them, and must be meant.
-    assert Experiment().settings_hash == "a6668f9d6c"
+    assert Experiment().settings_hash == "2a79878ffa"
     assert Experiment().differences(Experiment().to_dict()) == []

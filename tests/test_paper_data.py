@@ -1,5 +1,6 @@
 """Data sets: order, split, normalization, and what is said where they cannot be had."""
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -77,15 +78,13 @@ def test_mnist_trains_on_the_first_images_and_validates_on_50000_to_59999(tmp_pa
 
 
 def test_a_folder_without_mnist_says_what_to_put_where(tmp_path):
-    with pytest.raises(
-        sgdwalk.InputError, match=r"no file train-\*\.parquet in .*mnist/mnist: put the one of the hub's"
-    ):
+    with pytest.raises(sgdwalk.InputError, match=r"no file train-\*\.parquet in .*mnist/mnist: put those of the hub's"):
         data.load(Experiment(dataset="mnist"), tmp_path)
 
 
 def test_a_part_of_mnist_is_refused(tmp_path):
     write_mnist(tmp_path, num_images=30)
-    with pytest.raises(sgdwalk.InputError, match="30 rows and the columns image, label; wanted are 60,000"):
+    with pytest.raises(sgdwalk.InputError, match="has 30 rows and the columns image, label; wanted are 60,000"):
         data.load(Experiment(dataset="mnist"), tmp_path)
 
 
@@ -102,19 +101,128 @@ def test_what_is_no_parquet_is_named_and_never_executed(tmp_path, content, monke
     assert not (tmp_path / "owned").exists()
 
 
-def test_an_unreachable_hub_says_what_to_place_where(monkeypatch):
-    import datasets
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "tiny-imagenet"])
+def test_an_unreachable_hub_says_what_to_place_where(monkeypatch, dataset):
+    import huggingface_hub
 
-    def unreachable(*arguments, **options):
-        assert arguments == (data.MNIST_HUB_ID,)
-        assert options["revision"] == data.MNIST_REVISION
-        raise ConnectionError("Couldn't reach 'ylecun/mnist' on the Hub")
+    source = data.SOURCES[dataset]
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    def unreachable(hub_id, **options):
+        assert hub_id == source.hub_id
+        assert options["revision"] == source.revision
+        assert options["repo_type"] == "dataset"
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(sgdwalk.InputError) as caught:
-        data.load(Experiment(dataset="mnist"))
-    for word in (data.MNIST_REVISION, "train-00000-of-00001.parquet", "DIR/mnist/mnist/", "--data-dir DIR"):
+        data.load(Experiment(dataset=dataset))
+    for word in (
+        source.revision,
+        "train-*.parquet",
+        f"DIR/{source.folder}/",
+        "--data-dir DIR",
+        "goes on where it stood",
+    ):
         assert word in str(caught.value)
+
+
+def cached(monkeypatch, tmp_path, content, name=None):
+    """A local cache as the hub's library lays it out: a link to a file that is named by its content's sha256."""
+    import huggingface_hub
+
+    blob = tmp_path / "blobs" / (name or hashlib.sha256(content).hexdigest())
+    blob.parent.mkdir()
+    blob.write_bytes(content)
+    link = tmp_path / "snapshot" / "mnist" / "train-00000-of-00001.parquet"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshot"))
+    return blob
+
+
+def test_a_download_is_read_from_the_cache(monkeypatch, tmp_path):
+    whole = write_mnist(tmp_path / "elsewhere").read_bytes()
+    cached(monkeypatch, tmp_path, whole)
+    training, _ = data.load(Experiment(dataset="mnist", num_train=200))
+    assert training.inputs.shape == (200, 784)
+
+
+@pytest.mark.parametrize("damage", ["half", "bit"])
+def test_a_damaged_download_is_named_and_not_used(monkeypatch, tmp_path, damage):
+    whole = write_mnist(tmp_path / "elsewhere", num_images=50).read_bytes()
+    middle = len(whole) // 2
+    broken = whole[:middle] if damage == "half" else whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    blob = cached(monkeypatch, tmp_path, broken, hashlib.sha256(whole).hexdigest())
+    with pytest.raises(sgdwalk.InputError, match=r"is not what the hub has \(sha256") as caught:
+        data.load(Experiment(dataset="mnist"))
+    assert f"delete {blob}" in str(caught.value)
+
+
+def test_a_cache_without_the_split_says_so(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    (tmp_path / "mnist").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(sgdwalk.InputError, match=r"no mnist/train-\*\.parquet in the local cache"):
+        data.load(Experiment(dataset="mnist"))
+
+
+def write_photographs(folder, column, size, labels, files=("train",), mode="RGB"):
+    """Files in the hub's layout whose image i has the colour (i, 2i, 3i) modulo 256 everywhere."""
+    folder.mkdir(parents=True)
+    for name in files:
+        images = []
+        for i in range(len(labels)):
+            file = io.BytesIO()
+            colour = (i % 256, 2 * i % 256, 3 * i % 256) if mode == "RGB" else i % 256
+            Image.new(mode, (size, size), colour).save(file, format="png", compress_level=0)
+            images.append({"bytes": file.getvalue(), "path": None})
+        table = pyarrow.table({column: images, "label": labels})
+        pyarrow.parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")
+
+
+def test_cifar10_is_normalized_split_and_ordered_as_the_authors_have_it(tmp_path):
+    labels = [i % 10 for i in range(50_000)]
+    write_photographs(tmp_path / "cifar10" / "plain_text", "img", 32, labels)
+    experiment = Experiment(dataset="cifar10", num_train=300, num_validation=40)
+    training, validation = data.load(experiment, tmp_path)
+    assert training.inputs.shape == (300, 3, 32, 32)
+    assert validation.inputs.shape == (40, 3, 32, 32)
+    mean, deviation = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    for i in (0, 7, 299):
+        wanted = [((k + 1) * i % 256 / 255 - mean[k]) / deviation[k] for k in range(3)]
+        torch.testing.assert_close(training.inputs[i, :, 5, 9], torch.tensor(wanted))
+    torch.testing.assert_close(validation.inputs[0, 0, 0, 0].item(), (45_000 % 256 / 255 - mean[0]) / deviation[0])
+    assert training.augmentation.padding == 4
+    black = training.augmentation.black
+    assert black == pytest.approx([-m / d for m, d in zip(mean, deviation, strict=True)])
+
+
+def test_tiny_imagenet_is_its_first_twenty_classes_in_a_fixed_order(tmp_path):
+    labels = [i // 5 for i in range(150)]  # class by class, 30 classes
+    write_photographs(tmp_path / "tiny-imagenet" / "data", "image", 64, labels, files=("train", "valid"), mode="L")
+    experiment = Experiment(dataset="tiny-imagenet", num_train=60, batch_size=20)
+    training, validation = data.load(experiment, tmp_path)
+    assert training.inputs.shape == (60, 3, 64, 64)
+    assert set(validation.targets.tolist()) == set(range(20))
+    assert training.targets.max() < 20
+    assert len(set(training.targets.tolist())) > 15  # mixed, although the file goes class by class
+    again, _ = data.load(experiment, tmp_path)
+    assert torch.equal(again.inputs, training.inputs)
+    assert training.augmentation.padding == 0
+
+
+def test_images_can_be_shrunk_by_averaging(tmp_path):
+    write_photographs(tmp_path / "tiny-imagenet" / "data", "image", 64, [0, 1] * 10, files=("train", "valid"))
+    whole, _ = data.load(Experiment(dataset="tiny-imagenet", num_train=4, batch_size=2), tmp_path)
+    half, _ = data.load(Experiment(dataset="tiny-imagenet", num_train=4, batch_size=2, image_divisor=2), tmp_path)
+    torch.testing.assert_close(half.inputs, torch.nn.functional.avg_pool2d(whole.inputs, 2))
+
+
+def test_an_image_of_another_size_is_refused_before_it_is_decoded(tmp_path):
+    write_photographs(tmp_path / "tiny-imagenet" / "data", "image", 128, [0, 1], files=("train", "valid"))
+    with pytest.raises(sgdwalk.InputError, match="has 128×128 pixels, wanted are 64 each way"):
+        data.load(Experiment(dataset="tiny-imagenet", num_train=2, batch_size=2), tmp_path)
 
 
 def test_a_copy_in_another_order_is_remarked():
@@ -125,6 +233,21 @@ def test_a_copy_in_another_order_is_remarked():
     assert data.remark(mnist, split([5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5])) == ""
     assert "another order" in data.remark(mnist, split([3, 7, 1, 8, 1, 5, 0, 8, 7, 1]))
     assert "not the paper's data" in data.remark(Experiment(), split([0, 1, 2]))
+
+
+@pytest.mark.data
+@pytest.mark.skipif("SGDWALK_DATA_DIR" not in os.environ, reason="SGDWALK_DATA_DIR names no folder of real data sets")
+@pytest.mark.parametrize(
+    ("dataset", "shape", "classes"), [("cifar10", (3, 32, 32), 10), ("tiny-imagenet", (3, 64, 64), 20)]
+)
+def test_real_photographs(dataset, shape, classes):
+    experiment = Experiment(dataset=dataset, num_train=2_000, num_validation=500)
+    training, validation = data.load(experiment, Path(os.environ["SGDWALK_DATA_DIR"]))
+    assert training.inputs.shape == (2_000, *shape)
+    assert validation.inputs.shape == (500, *shape)
+    assert sorted(set(training.targets.tolist())) == list(range(classes))
+    assert training.inputs.mean().abs() < 0.2
+    assert training.inputs.std() == pytest.approx(1.2, abs=0.15)
 
 
 @pytest.mark.data

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 import sgdwalk
-from sgdwalk.paper import claims, data, registry, sweep
+from sgdwalk.paper import claims, data, registry, sweep, trainings
 from sgdwalk.paper.config import Experiment
-from sgdwalk.paper.run import judge, reproduce
+from sgdwalk.paper.models import build
+from sgdwalk.paper.run import judge, open_runs, reproduce
 from sgdwalk.paper.sweep import is_trained, train_all, training_name
 from sgdwalk.paper.train import train
 from storing import python
@@ -73,11 +74,11 @@ def test_tables_hold_the_numbers_of_the_steps_shown(smoke, no_training):
     page = reproduce("fig19", "smoke", out=smoke)
     run = sgdwalk.open_run(smoke / "trainings" / training_name(registry.figure("fig19", "smoke").trainings["sgd"][0]))
     steps = pd.read_csv(page.path.parent / "fig19-steps.csv", index_col="step")
-    assert steps.index.tolist() == list(range(50, 90))  # the first 40 of epoch 2, whose 50 updates follow 50
-    pd.testing.assert_series_equal(steps["floor"], run.steps.loc[50:89, "floor"], check_exact=True)
+    assert steps.index.tolist() == list(range(20, 40))  # all 20 of epoch 2
+    pd.testing.assert_series_equal(steps["floor"], run.steps.loc[20:39, "floor"], check_exact=True)
     segments = pd.read_csv(page.path.parent / "fig19-segments.csv")
-    assert len(segments) == 40 * 11
-    assert segments["loss"].tolist() == run.segments.query("50 <= step < 90")["loss"].tolist()
+    assert len(segments) == 20 * 11
+    assert segments["loss"].tolist() == run.segments.query("20 <= step < 40")["loss"].tolist()
 
 
 def test_a_page_is_replaced_as_a_whole(smoke, no_training):
@@ -90,12 +91,9 @@ def test_a_page_is_replaced_as_a_whole(smoke, no_training):
 
 def test_claims_are_judged_where_the_scale_allows(smoke):
     wanted = registry.figure("fig17", "smoke")
-    runs = {
-        role: [sgdwalk.open_run(smoke / "trainings" / training_name(each)) for each in experiments]
-        for role, experiments in wanted.trainings.items()
-    }
+    runs = open_runs(wanted, smoke / "trainings")
     verdicts = [each.judgement.verdict for each in judge(replace(wanted, scale="small"), runs)]
-    assert verdicts[0] == claims.valley("gd").judge(runs).verdict == "contradicted"
+    assert verdicts[0] == claims.valley("gd", "").judge(runs).verdict == "contradicted"
     assert {each.judgement.verdict for each in judge(wanted, runs)} == {"not testable at this scale"}
 
 
@@ -116,14 +114,49 @@ def test_the_paper_scale_is_the_published_setting():
     assert (watched.dataset, watched.num_examples, watched.hidden) == ("mnist", 45_000, (500, 350))
     assert (watched.batch_size, watched.learning_rate, watched.momentum) == (100, 0.1, 0.0)
     assert (watched.steps_per_epoch, watched.num_points) == (450, 10)
-    assert [step for step in range(900) if watched.watched(step)] == [*range(40), *range(450, 490)]
-    assert [other.watch for other in others] == [False, False]
+    assert {step // 450 + 1 for step in range(watched.num_updates) if watched.watched(step)} == {1, 2, 10, 25}
+    assert sum(watched.watched(step) for step in range(900)) == 900
+    assert [sum(other.watched(step) for step in range(450)) for other in others] == [90, 90]
     (gd, *_) = figure.trainings["gd"]
     assert (gd.algorithm, gd.gd_gradient, gd.num_updates) == ("gd", "mean", 40)
     assert all(gd.watched(step) for step in range(40))
 
 
-@pytest.mark.parametrize(("name", "scale"), [("fig1", "small"), ("fig17", "huge")])
+@pytest.mark.parametrize(
+    ("name", "network", "learning_rate", "parameters"),
+    [
+        ("fig2", "vgg11", 0.1, 9_756_426),
+        ("fig10", "resnet", 0.1, 855_578),
+        ("fig21", "vgg11", 0.1, 9_220_480 + 5_504 + (2048 * 1024 + 1024) + (1024 * 512 + 512) + (512 * 20 + 20)),
+    ],
+)
+def test_the_paper_scale_has_the_published_networks(name, network, learning_rate, parameters):
+    (watched, *_) = registry.figure(name, "paper").trainings["sgd"]
+    assert (watched.network, watched.learning_rate, watched.batch_size) == (network, learning_rate, 100)
+    assert (watched.weight_decay, watched.seed, watched.augment) == (1e-4, 1111, True)
+    assert (watched.width_divisor, watched.image_divisor, watched.blocks) == (1, 1, 9)
+    shape = (3, watched.image_size, watched.image_size)
+    model = build(watched, shape, data.NUM_CLASSES[watched.dataset])
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_figures_and_tables_of_one_network_share_their_trainings():
+    for scale in registry.SCALES:
+        vgg = [registry.figure(name, scale).trainings["sgd"] for name in ("fig2", "fig8", "fig14", "fig15", "fig16")]
+        tables = [registry.figure(name, scale).trainings["vgg11"] for name in ("table1", "table2")]
+        assert len({*vgg, *tables}) == 1
+
+
+def test_every_epoch_that_a_figure_or_table_shows_is_watched():
+    for scale in registry.SCALES:
+        for name, (architecture, epoch) in registry.SGD_FIGURES.items():
+            watched = registry.figure(name, scale).trainings["sgd"][0]
+            first = (trainings.our_epoch(epoch, scale) - 1) * watched.steps_per_epoch
+            shown = range(first, min(first + 40, first + watched.steps_per_epoch))
+            assert all(watched.watched(step) for step in shown), (name, architecture, scale)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("fig3", "small"), ("fig17", "huge")])
 def test_what_cannot_be_reproduced_is_refused(name, scale):
     with pytest.raises(sgdwalk.InputError, match=r"cannot be reproduced yet|no scale"):
         registry.figure(name, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import sgdwalk
 from sgdwalk.paper.augmentation import Augmentation
-from sgdwalk.paper.config import NUM_TRAIN, Experiment
+from sgdwalk.paper.config import IMAGE_SIZE, NUM_TRAIN, Experiment
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Source:
         revision: commit of the hub's copy that is read, which a later upload cannot change.
         folder: where the files lie, in the hub's copy and under ``--data-dir``.
         image: name of the column of images; ``label`` is that of the classes.
+        size: height and width of the images, in pixels.
         rows: number of examples in each split.
         mean, deviation: of each channel, by which pixels in [0, 1] are normalized, as in the authors' code.
         padding: of random crops, in pixels.
@@ -36,6 +38,7 @@ class Source:
     revision: str
     folder: str
     image: str
+    size: int
     rows: Mapping[str, int]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
@@ -49,6 +52,7 @@ SOURCES: Mapping[str, Source] = {
         revision="77f3279092a1c1579b2250db8eafed0ad422088c",
         folder="mnist/mnist",
         image="image",
+        size=IMAGE_SIZE["mnist"],
         rows={"train": 60_000},
         mean=(0.5,),
         deviation=(1.0,),
@@ -59,6 +63,7 @@ SOURCES: Mapping[str, Source] = {
         revision="0b2714987fa478483af9968de7c934580d0bb9a2",
         folder="cifar10/plain_text",
         image="img",
+        size=IMAGE_SIZE["cifar10"],
         rows={"train": 50_000},
         mean=(0.4914, 0.4822, 0.4465),
         deviation=(0.2023, 0.1994, 0.2010),
@@ -69,6 +74,7 @@ SOURCES: Mapping[str, Source] = {
         revision="5a77092c28e51558c5586e9c5eb71a7e17a5e43f",
         folder="tiny-imagenet/data",
         image="image",
+        size=IMAGE_SIZE["tiny-imagenet"],
         rows={},
         mean=(0.485, 0.456, 0.406),
         deviation=(0.229, 0.224, 0.225),
@@ -173,7 +179,8 @@ def read(source: Source, split: str, data_dir: Path | None) -> Any:
     """
     import datasets
 
-    table = _download(source, split) if data_dir is None else _read_folder(source, split, data_dir / source.folder)
+    folder = download(source, split) if data_dir is None else data_dir / source.folder
+    table = _read_folder(source, split, folder)
     rows = source.rows.get(split, len(table))
     if len(table) != rows or not {source.image, "label"} <= set(table.column_names):
         raise sgdwalk.InputError(
@@ -183,19 +190,62 @@ def read(source: Source, split: str, data_dir: Path | None) -> Any:
     return table.cast_column(source.image, datasets.Image(decode=False))  # only what is used is decoded
 
 
-def _download(source: Source, split: str) -> Any:
-    import datasets
-    from datasets.exceptions import DatasetsError
+def download(source: Source, split: str) -> Path:
+    """The folder of the hub's files in the local cache: what is missing is downloaded, what was begun is gone on with.
 
+    Raises:
+        sgdwalk.InputError: the hub cannot be reached and nothing is in the cache, or a file is not what the hub has.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    inside = source.folder.rpartition("/")[2]
     try:
-        return datasets.load_dataset(source.hub_id, revision=source.revision, split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        snapshot = snapshot_download(
+            source.hub_id,
+            repo_type="dataset",
+            revision=source.revision,
+            allow_patterns=[f"{inside}/{split}-*.parquet"],
+        )
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise sgdwalk.InputError(
             f"{source.hub_id} could not be had from the hub ({type(error).__name__}: {str(error)[:200]}). Try again "
-            "with a network (what was downloaded is kept, and checked before it is used), or download "
-            f"{source.hub_id} at revision {source.revision} elsewhere, put its {split}-*.parquet into "
-            f"DIR/{source.folder}/, and pass --data-dir DIR."
+            f"with a network: a download goes on where it stood. Or {_elsewhere(source, split)}"
         ) from error
+    folder = Path(snapshot) / inside
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    if not files:
+        raise sgdwalk.InputError(
+            f"the hub's {source.hub_id} has no {inside}/{split}-*.parquet in the local cache, and the hub cannot be "
+            f"reached. Try again with a network, or {_elsewhere(source, split)}"
+        )
+    for file in files:
+        check_download(file, source, split)
+    return folder
+
+
+def check_download(file: Path, source: Source, split: str) -> None:
+    """Raise where a cached file is not what the hub has: the cache names the content by its sha256.
+
+    A cache without links (on some Windows machines) does not name it; the file's rows are checked in any case.
+    """
+    wanted = file.resolve().name
+    if len(wanted) != hashlib.sha256().digest_size * 2:
+        return
+    with open(file, "rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != wanted:
+        raise sgdwalk.InputError(
+            f"{file} is not what the hub has (sha256 {found}, wanted {wanted}): delete {file.resolve()} and try again, "
+            f"or {_elsewhere(source, split)}"
+        )
+
+
+def _elsewhere(source: Source, split: str) -> str:
+    return (
+        f"download {source.hub_id} at revision {source.revision} elsewhere, put its {split}-*.parquet into "
+        f"DIR/{source.folder}/, and pass --data-dir DIR."
+    )
 
 
 def _read_folder(source: Source, split: str, folder: Path) -> Any:
@@ -208,7 +258,7 @@ def _read_folder(source: Source, split: str, folder: Path) -> Any:
             f"no file {split}-*.parquet in {folder}: put those of the hub's {source.hub_id} there, or leave --data-dir "
             "out to have them downloaded."
         )
-    datasets.disable_progress_bars()  # reading a local file takes a moment; a download keeps its bar
+    datasets.disable_progress_bars()  # reading a local file takes a moment
     try:
         return datasets.load_dataset("parquet", data_files=files, split="train")
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -223,10 +273,16 @@ def _as_split(source: Source, table: Any, rows: np.ndarray, divisor: int) -> Spl
 
     chosen = table.select(rows)
     mode = "L" if len(source.mean) == 1 else "RGB"  # some of Tiny-ImageNet's photographs are grey
-    pixels = np.stack(
-        [np.asarray(Image.open(io.BytesIO(each["bytes"])).convert(mode)) for each in chosen[source.image]]
-    )
-    images = torch.tensor(pixels.reshape(*pixels.shape[:3], -1)).permute(0, 3, 1, 2).float() / 255
+    pixels = np.empty((len(chosen), source.size, source.size, len(source.mean)), dtype=np.uint8)
+    for index, each in enumerate(chosen[source.image]):
+        image = Image.open(io.BytesIO(each["bytes"]))  # reads the header alone
+        if image.size != (source.size, source.size):
+            raise sgdwalk.InputError(
+                f"an image of {source.hub_id} has {image.width}×{image.height} pixels, wanted are {source.size} each "
+                f"way: put a whole copy of the hub's files at revision {source.revision} there."
+            )
+        pixels[index] = np.asarray(image.convert(mode)).reshape(source.size, source.size, -1)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     if divisor > 1:
         images = torch.nn.functional.avg_pool2d(images, divisor)
     mean, deviation = (torch.tensor(each)[:, None, None] for each in (source.mean, source.deviation))
