@@ -323,12 +323,12 @@ def row(case: dict, side: str) -> dict[str, Any]:
 def main() -> None:
     options = common.arguments(__doc__.splitlines()[0], net="all", examples=0, batch_size=100, rounds=0, updates=12)
     names = list(SIZES) if options.net == "all" else [options.net]
-    raw = [measure(name, options) for name in names]
-    for case in raw:
+    for name in names:
+        case = measure(name, options)
         for side, reason in case["not_run"].items():
-            print(f"{case['net']}: {side} does not run here: {reason}")
-    rows = [row(case, side) for case in raw for side in case["seconds"]]
-    common.report(options.out, "evaluation_ideas", vars(options), raw, rows)
+            print(f"{name}: {side} does not run here: {reason}")
+        rows = [row(case, side) for side in case["seconds"]]
+        common.report(options.out, f"evaluation_ideas_{name}", vars(options), case, rows)
 
 
 if __name__ == "__main__":
