@@ -1,0 +1,210 @@
+"""A watched training step against plain scripts written after the code that the paper's authors published.
+
+    python benchmarks/watched_step_throughput.py --data-dir DIR [--net mlp|vgg11|resnet56|all]
+
+A watched training step: one SGD update on a mini-batch of 100, and the full loss at the ten new points of its segment
+over N examples in evaluation batches of 100, BatchNorm taking each batch's statistics. Three sides train the same net
+from the same start on the same mini-batches, in turns:
+
+* watched: the update inside ``sgdwalk.watch()`` with its defaults;
+* plain script: the evaluation loop of the authors' ``interpolation.py`` (LynetteXing1991/walk_with_sgd, 2018) in
+  today's torch, over tensors that lie in memory ready to use. At each point the state dict is interpolated (running
+  statistics too) and loaded, then a shuffling DataLoader hands out its batches and each batch's loss is fetched;
+* plain script with transforms: the same, where the data set makes each example ready when it is asked for, as the
+  authors' does at every point: crop after padding by 4, flip and normalization for images, normalization for MNIST.
+
+All sides evaluate ten points a step: the authors' grid is α = 0, 0.1, …, 0.9, for α = 1 is the next segment's start; so
+is ``watch()``'s 0.1, …, 1, whose start is the end of the segment before. A script that evaluates both ends would pay
+eleven.
+
+The scripts are spared what the authors' code does besides: checkpoints written and read at every update, a net built
+anew for every segment, accuracies, files written. Their loaders work in the same process (``num_workers=0``; the
+authors take two further processes), so that every side has the one thread and nothing else. ``loss differs by`` is the
+mean distance of the scripts' losses from the watched ones, point by point: they shuffle and augment anew at each point.
+The ratio of processor seconds leaves out the time that a busy machine gave to others.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import common
+import nets
+import sgdwalk
+
+SIZES = {"mlp": 5_000, "vgg11": 200, "resnet56": 200}
+"""Examples N where no --examples is given: seconds a step with one thread."""
+
+ROUNDS = {"mlp": 9, "vgg11": 4, "resnet56": 4}
+"""Rounds where no --rounds is given."""
+
+LEARNING_RATE = 0.1
+NUM_POINTS = 10
+WANTED = 0.75
+
+
+class Training:
+    """A net, its optimizer, and an endless supply of mini-batches; the same for every side."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int):
+        self.model = copy.deepcopy(model)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE)
+        self.batches = itertools.cycle(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
+
+    def step(self) -> None:
+        inputs, targets = next(self.batches)
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(inputs), targets).backward()
+        self.optimizer.step()
+
+
+class PlainScript:
+    """An update, then the losses on its segment by interpolated state dicts."""
+
+    def __init__(self, training: Training, loader: DataLoader):
+        self.training = training
+        self.loader = loader
+        self.model = copy.deepcopy(training.model)
+        self.criterion = nn.CrossEntropyLoss()
+        self.losses: list[list[float]] = []
+
+    def step(self) -> None:
+        start = {name: value.clone() for name, value in self.training.model.state_dict().items()}
+        self.training.step()
+        end = self.training.model.state_dict()
+        losses = []
+        for k in range(NUM_POINTS):
+            alpha = k / NUM_POINTS
+            point = {name: (1 - alpha) * start[name] + alpha * end[name] for name in start}
+            self.model.load_state_dict(point)
+            losses.append(self.full_loss())
+        self.losses.append(losses)
+
+    def full_loss(self) -> float:
+        self.model.train()
+        total = 0.0
+        with torch.no_grad():
+            for inputs, targets in self.loader:
+                total += self.criterion(self.model(inputs), targets).item()
+        return total / len(self.loader)
+
+
+class TransformedImages(Dataset):
+    """CIFAR-10 as bytes; crop after padding by 4, flip and normalization for each example as it is asked for."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images = images  # (N, 3, 32, 32), uint8
+        self.labels = labels.tolist()
+        self.mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+        self.deviation = torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        top, left, flipped = torch.randint(9, (3,)).tolist()
+        image = F.pad(self.images[index], (4, 4, 4, 4))[:, top : top + 32, left : left + 32]
+        if flipped % 2:
+            image = image.flip(2)
+        return (image.float().div_(255) - self.mean).div_(self.deviation), self.labels[index]
+
+
+class TransformedDigits(Dataset):
+    """MNIST as bytes; normalization for each example as it is asked for."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images = images  # (N, 1, 28, 28), uint8
+        self.labels = labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index].float().div_(255).sub_(0.5).flatten(), self.labels[index]
+
+
+def transformed(name: str, data_dir: Path, count: int) -> Dataset:
+    images, labels = common.examples(data_dir / ("mnist" if name == "mlp" else "cifar10"), "train", count)
+    images = (images * 255).round().to(torch.uint8)
+    return (TransformedDigits if name == "mlp" else TransformedImages)(images, labels)
+
+
+def measure(name: str, options) -> dict:
+    torch.manual_seed(0)
+    count = options.examples or SIZES[name]
+    inputs, targets = (common.mnist if name == "mlp" else common.cifar10)(options.data_dir, count)
+    datasets = {
+        "plain script": TensorDataset(inputs, targets),
+        "plain script with transforms": transformed(name, Path(options.data_dir), count),
+    }
+    model = {"mlp": nets.mlp, "vgg11": nets.vgg11, "resnet56": nets.resnet56}[name]()
+    watched = Training(model, inputs, targets, options.batch_size)
+    scripts = {
+        side: PlainScript(
+            Training(model, inputs, targets, options.batch_size),
+            DataLoader(dataset, batch_size=options.batch_size, shuffle=True),
+        )
+        for side, dataset in datasets.items()
+    }
+    sides = {"watched": watched.step, **{side: script.step for side, script in scripts.items()}}
+    processor: dict[str, list[float]] = {side: [] for side in sides}
+    data = (inputs, targets)
+    with sgdwalk.watch(
+        watched.model, watched.optimizer, F.cross_entropy, data, batch_size=options.batch_size, on_error="raise"
+    ) as walk:
+        # The first watched update compares with float64 as well (the loss noise); the warm-up takes it.
+        raw = common.alternate(
+            {side: common.counted(run, processor[side]) for side, run in sides.items()},
+            rounds=options.rounds or ROUNDS[name],
+        )
+    segments = walk.run.segments
+    losses = segments[segments.alpha < 1].loss.to_numpy()
+    return {
+        "net": name,
+        "examples": count,
+        "seconds": raw,
+        "processor_seconds": (processor := {side: kept[-len(raw[side]) :] for side, kept in processor.items()}),
+        "ratios": {side: common.ratio(raw["watched"], raw[side]) for side in scripts},
+        "processor_ratios": {side: common.ratio(processor["watched"], processor[side]) for side in scripts},
+        "loss_differs_by": {
+            side: fmean(abs(losses - list(itertools.chain.from_iterable(script.losses))).tolist())
+            for side, script in scripts.items()
+        },
+        "last_loss": float(losses[-1]),
+    }
+
+
+def main() -> None:
+    options = common.arguments(__doc__.splitlines()[0], net="all", examples=0, batch_size=100, rounds=0)
+    names = list(SIZES) if options.net == "all" else [options.net]
+    raw = [measure(name, options) for name in names]
+    rows = [
+        {
+            "net": case["net"],
+            "N": case["examples"],
+            "against": side,
+            "its watched step, ms": common.milliseconds(case["seconds"][side]),
+            "ours, ms": common.milliseconds(case["seconds"]["watched"]),
+            "ratio (median)": ratio["median"],
+            "quartiles": f"{ratio['quartile_low']:.3f}-{ratio['quartile_high']:.3f}",
+            "of processor seconds": case["processor_ratios"][side]["median"],
+            "rounds": ratio["rounds"],
+            "loss differs by": case["loss_differs_by"][side],
+            "wanted": f"≤ {WANTED}",
+        }
+        for case in raw
+        for side, ratio in case["ratios"].items()
+    ]
+    common.report(options.out, "watched_step_throughput", vars(options), raw, rows)
+
+
+if __name__ == "__main__":
+    main()
