@@ -65,8 +65,10 @@ def test_a_figure_has_its_page_pictures_tables_and_claims(smoke, no_training, na
     ):
         assert words in text
     assert "http" not in text.replace("http-equiv", "")
-    written = json.loads((folder / "claims.json").read_text())
-    assert [each["claim"] for each in written] == [each.claim.name for each in page.judged]
+    written = json.loads((folder / "result.json").read_text("utf-8"))
+    assert [each["claim"] for each in written["claims"]] == [each.claim.name for each in page.judged]
+    assert all((folder / f"{table['name']}.csv").exists() for table in written["tables"])
+    assert all(each["torch"] and each["updates"] >= 40 for each in written["trainings"])
     assert "<html" in (folder / "report.html").read_text("utf-8")
 
 

@@ -124,7 +124,8 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
     shown = list(dict.fromkeys(panel.role for panel in wanted.panels)) or list(runs)
     sgdwalk.write_report([runs[role][0] for role in shown], partial / "report.html")
     judged = judge(wanted, runs)
-    (partial / "claims.json").write_text(json.dumps([as_row(each) for each in judged], indent=2, ensure_ascii=False))
+    result = json.dumps(as_result(wanted, runs, judged), indent=1, ensure_ascii=False)
+    (partial / "result.json").write_text(result + "\n", encoding="utf-8")
     environment = Environment(
         loader=PackageLoader("sgdwalk.paper", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -134,7 +135,7 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
         pictures=drawn,
         tables=[(table, *as_cells(frame)) for table, frame in made],
         judged=judged,
-        trainings=[(role, run) for role, each in runs.items() for run in each],
+        trainings=[training_row(role, run) for role, each in runs.items() for run in each],
         num_seeds=max(len(each) for each in runs.values()),
         first_updates=FIRST_UPDATES,
     )
@@ -193,6 +194,42 @@ def remarks(runs: Runs) -> list[str]:
     """What the trainings' records say of their data, each once."""
     said = [run.info["config"]["data_remark"] for each in runs.values() for run in each]
     return [remark for remark in dict.fromkeys(said) if remark]
+
+
+def as_result(wanted: Figure, runs: Runs, judged: list[Judged]) -> dict[str, Any]:
+    """All that a page says but its pictures and the tables' numbers, in JSON's types."""
+    return {
+        "id": wanted.id,
+        "scale": wanted.scale,
+        "title": wanted.title,
+        "published": wanted.published,
+        "cuts": wanted.cuts,
+        "remarks": remarks(runs),
+        "tables": [{"name": table.name, "title": table.title, "text": table.text} for table in wanted.tables],
+        "claims": [as_row(each) for each in judged],
+        "trainings": [training_row(role, run) for role, each in runs.items() for run in each],
+    }
+
+
+def training_row(role: str, run: sgdwalk.Run) -> dict[str, Any]:
+    """What made the numbers: one training's settings and provenance."""
+    made = run.info["provenance"]
+    return {
+        "role": role,
+        "run": run.name,
+        "seed": run.info["config"]["seed"],
+        "examples": run.info["data"]["num_examples"],
+        "updates": len(run.steps),
+        "watched": int(run.segments["step"].nunique()),
+        "distance": float(run.steps["next_distance"].iloc[min(FIRST_UPDATES, len(run.steps)) - 1]),
+        "validation_accuracy": float(run.epochs["validation_accuracy"].iloc[-1]),
+        "torch": made["torch"],
+        "device": made["device"],
+        "num_threads": made["num_threads"],
+        "platform": made["platform"],
+        "commit": made["commit"],
+        "dirty": made["dirty"],
+    }
 
 
 def as_row(each: Judged) -> dict[str, str]:
