@@ -162,8 +162,8 @@ def evaluation_noise(results: dict[str, dict[str, Any]]) -> Iterator[str]:
                 f"barrier by the clean evaluation and {row.authors_barriers} by the authors'; noise of the deviation "
                 f"that their repeated evaluations show ({row.deviation:.2g}) alone makes {row.expected_barriers:.1f} "
                 f"({row.expected_barriers_low:.0f} to {row.expected_barriers_high:.0f}). Mean height "
-                f"{row.clean_height:.3g} clean, {row.authors_height:.3g} by theirs ({row.authors_height / "
-                f"row.clean_height:.1f} times), {row.expected_height:.3g} expected of the noise."
+                f"{row.clean_height:.3g} clean, {row.authors_height:.3g} by theirs "
+                f"({row.authors_height / row.clean_height:.1f} times), {row.expected_height:.3g} expected of the noise."
             )
 
 
@@ -192,7 +192,10 @@ def grid(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def gd_reading(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """(d) Which gradient reaches the distance of Figure 1."""
-    found = [f"{row.walk}: {row.distance:.3g} ({row.lowest:.3g} to {row.highest:.3g})" for row in rows(results, "fig1", "distance")]
+    found = [
+        f"{row.walk}: {row.distance:.3g} ({row.lowest:.3g} to {row.highest:.3g})"
+        for row in rows(results, "fig1", "distance")
+    ]
     yield f"After 40 updates of VGG-11, ‖θ_40 - θ_0‖ over the seeds: {'; '.join(found)}. The paper: about 1.4."
     yield ""
     yield "A network of an eighth of the channels has other distances, so this is no answer about the published setting;"

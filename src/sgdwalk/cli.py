@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TextIO
 
 import tyro
 
@@ -115,53 +115,96 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Reproduce a figure of the paper: its picture, its numbers, and the paper's statements beside ours, with verdicts.
+    """Reproduce figures and tables of the paper: their pictures, their numbers, and the paper's statements beside ours,
+    with verdicts.
 
     Trainings are kept in OUT/trainings and shared between figures; a command that was stopped does only what is missing
-    when it is given again. Pictures (PNG, SVG, PDF), tables (CSV) and a page (HTML) go to OUT/FIGURE-SCALE.
+    when it is given again. Pictures (PNG, SVG, PDF), tables (CSV) and a page (HTML) go to OUT/ID-SCALE.
 
-    For example:
+    For example, one figure, then everything, at the published setting on two GPUs, first only to see what it takes:
 
     sgdwalk reproduce fig17 --scale small --data-dir DATA --jobs 2
+
+    sgdwalk reproduce all --scale paper --device cuda:0 cuda:1 --dry-run
     """
 
-    figure: tyro.conf.Positional[FigureId]
-    """What to reproduce; `sgdwalk list` tells what each is."""
+    ids: tyro.conf.Positional[tuple[FigureId | Literal["all"], ...]]
+    """What to reproduce, one or several; `sgdwalk list` tells what each is."""
     scale: Scale = "small"
-    """``smoke``: digits, seconds, to see that it runs. ``small``: MNIST cut to minutes. ``paper``: the published
-    setting, hours on a CPU. What was cut stands on the page."""
+    """``smoke``: digits, seconds each, to see that it runs. ``small``: real data, cut to minutes or, where a hundred
+    epochs are shown, half an hour. ``paper``: the published setting, for a GPU. What was cut stands on the page."""
     data_dir: Path | None = None
-    """Folder that holds mnist/mnist/train-*.parquet; without it the Hugging Face hub's copy is downloaded, once."""
+    """Folder that holds the data sets as the Hugging Face hub has them (mnist/mnist/, cifar10/plain_text/,
+    tiny-imagenet/data/ with train-*.parquet); without it the hub's copies are downloaded, once."""
     out: Path = Path("runs/paper")
     """Folder for trainings and pages."""
-    jobs: int = 1
-    """Trainings at a time, each a process of one thread."""
-    device: str = "cpu"
-    """Where to train: ``cpu``, ``cuda``, ``cuda:1``, …"""
+    jobs: int | None = None
+    """Trainings at a time, each a process of one thread; one for each device where not given."""
+    device: tuple[str, ...] = ("cpu",)
+    """Where to train: ``cpu``, ``cuda``, ``cuda:1``, …; of several, each training takes the least busy one."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only tell which trainings are missing, and what they would take in time and disk."""
 
     def __call__(self, command: str) -> int:
         from sgdwalk.paper.interrupt import StopOnSignal
         from sgdwalk.paper.progress import ProgressDisplay
-        from sgdwalk.paper.run import reproduce
+        from sgdwalk.paper.registry import IDS
+        from sgdwalk.paper.run import reproduce_all
 
+        if not self.ids:
+            raise sgdwalk.InputError(
+                "no id was named: name one or several, or all; `sgdwalk list` tells what there is."
+            )
+        ids: list[FigureId] = [id for id in IDS if id in self.ids or "all" in self.ids]
+        if not self.device or (self.jobs is not None and self.jobs < 1):
+            raise sgdwalk.InputError(f"--jobs must be at least 1 and --device name a device; got {self.jobs}.")
+        if self.dry_run:
+            return self._tell_cost(ids)
+        if self.scale == "paper":
+            self._tell_cost(ids, file=sys.stderr)
         with StopOnSignal() as stop, ProgressDisplay() as display:
-            page = reproduce(
-                self.figure,
+            pages = reproduce_all(
+                ids,
                 self.scale,
                 out=self.out,
                 data_dir=self.data_dir,
-                jobs=self.jobs,
-                execution=Execution(device=self.device),
+                jobs=len(self.device) if self.jobs is None else self.jobs,
+                executions=[Execution(device=device) for device in self.device],
                 stop=stop,
                 update=display.update,
             )
-        if page is None:
+        if pages is None:
             say_how_to_go_on(f"stopped; finished and begun trainings are kept in {plain(self.out)}", command)
             return stop.exit_code
-        for each in page.judged:
-            reading = f" ({each.reading})" if each.reading else ""
-            print(f"{each.judgement.verdict}: {each.claim.name}{reading}. {each.judgement.finding}")
-        print(f"Page: {plain(page.path.absolute())}")
+        for page in pages:
+            for each in page.judged:
+                reading = f" ({each.reading})" if each.reading else ""
+                print(f"{each.judgement.verdict}: {each.claim.name}{reading}. {each.judgement.finding}")
+            print(f"Page: {plain(page.path.absolute())}")
+        return 0
+
+    def _tell_cost(self, ids: Sequence[FigureId], file: TextIO | None = None) -> int:
+        """Print the missing trainings with time and disk."""
+        from sgdwalk.paper.estimate import estimate
+        from sgdwalk.paper.progress import duration
+        from sgdwalk.paper.registry import figure
+        from sgdwalk.paper.run import missing_trainings
+        from sgdwalk.paper.sweep import training_name
+
+        missing = missing_trainings([figure(id, self.scale) for id in ids], self.out / "trainings")
+        found = estimate(missing, self.device[0])
+        for each in found:
+            name = training_name(each.experiment)
+            print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
+        seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
+        jobs = len(self.device) if self.jobs is None else self.jobs
+        longest = max((each.seconds for each in found), default=0.0)
+        print(
+            f"{len(found)} trainings are missing: {duration(seconds)} of work on {self.device[0]} as timed just now, "
+            f"{duration(max(longest, seconds / jobs))} with {jobs} at a time if they do not slow each other down; "
+            f"{size / 1e9:.2f} GB of disk in {plain(self.out)}.",
+            file=file,
+        )
         return 0
 
 
@@ -240,7 +283,7 @@ COMMANDS = {
 }
 Command = (
     Annotated[Run, tyro.conf.subcommand("run", description="Train an MLP and watch it walk.")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce", description="Reproduce a figure of the paper.")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce", description="Reproduce figures and tables of the paper.")]
     | Annotated[Report, tyro.conf.subcommand("report", description="Make one HTML file of one or more runs.")]
     | Annotated[Show, tyro.conf.subcommand("show", description="Show a run in the terminal.")]
     | Annotated[List, tyro.conf.subcommand("list", description="List what can be reproduced, and runs.")]

@@ -234,6 +234,11 @@ class Experiment:
         compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
         return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
 
+    @property
+    def work(self) -> float:
+        """What the whole training costs, in forward passes of one example."""
+        return self.num_examples * math.fsum(self.passes(step) for step in range(self.num_updates))
+
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON's types."""
         return json.loads(json.dumps(asdict(self)))

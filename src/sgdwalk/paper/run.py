@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import sgdwalk
 from sgdwalk.paper.claims import FIRST_UPDATES
-from sgdwalk.paper.config import Execution
+from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.judging import Claim, Judgement
 from sgdwalk.paper.registry import DEVIATIONS, Figure, FigureId, Panel, Runs, figure
 from sgdwalk.paper.sweep import Update, is_trained, train_all, training_name
@@ -62,7 +62,7 @@ def reproduce(
     out: Path,
     data_dir: Path | None = None,
     jobs: int = 1,
-    execution: Execution | None = None,
+    executions: Sequence[Execution] = (Execution(),),
     stop: Callable[[], bool] = lambda: False,
     update: Update = lambda name, num_done, num_updates, fraction: None,
 ) -> Page | None:
@@ -74,23 +74,48 @@ def reproduce(
         out: trainings go to ``out/trainings``, the page with pictures and tables to ``out/ID-SCALE``.
         data_dir: as for ``sgdwalk.paper.data.load``.
         jobs: trainings at a time.
-        execution: threads, device and checkpoints of each training.
+        executions: threads, device and checkpoints of each training.
         stop: asked twice a second.
         update: told of the progress of each training.
     """
-    wanted = figure(id, scale)
+    pages = reproduce_all(
+        [id], scale, out=out, data_dir=data_dir, jobs=jobs, executions=executions, stop=stop, update=update
+    )
+    return pages[0] if pages else None
+
+
+def reproduce_all(
+    ids: Sequence[FigureId],
+    scale: Scale,
+    *,
+    out: Path,
+    data_dir: Path | None = None,
+    jobs: int = 1,
+    executions: Sequence[Execution] = (Execution(),),
+    stop: Callable[[], bool] = lambda: False,
+    update: Update = lambda name, num_done, num_updates, fraction: None,
+) -> list[Page] | None:
+    """The same for several figures: a training that more than one needs is run once, and all are run side by side."""
+    wanted = [figure(id, scale) for id in ids]
     trainings = out / "trainings"
-    missing = [experiment for experiment in wanted.experiments if not is_trained(trainings, experiment)]
+    missing = missing_trainings(wanted, trainings)
     if missing:
         from sgdwalk.paper.data import load  # torch
 
         for experiment in {each.dataset: each for each in missing}.values():
             load(experiment, data_dir)  # says what is wrong with the data before any process is started, and caches it
         if not train_all(
-            missing, trainings, data_dir=data_dir, jobs=jobs, execution=execution, stop=stop, update=update
+            missing, trainings, data_dir=data_dir, jobs=jobs, executions=executions, stop=stop, update=update
         ):
             return None
-    return write_page(wanted, open_runs(wanted, trainings), out / f"{id}-{scale}")
+    return [write_page(each, open_runs(each, trainings), out / f"{each.id}-{scale}") for each in wanted]
+
+
+def missing_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experiment]:
+    """What some figures need and is not there or not finished; the most work first, so that the last ends early."""
+    needed = dict.fromkeys(experiment for each in wanted for experiment in each.experiments)
+    missing = [experiment for experiment in needed if not is_trained(trainings, experiment)]
+    return sorted(missing, key=lambda experiment: -experiment.work)
 
 
 def open_runs(wanted: Figure, trainings: Path) -> Runs:

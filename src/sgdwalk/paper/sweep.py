@@ -44,7 +44,7 @@ def train_all(
     *,
     data_dir: Path | None = None,
     jobs: int = 1,
-    execution: Execution | None = None,
+    executions: Sequence[Execution] = (Execution(),),
     stop: Callable[[], bool] = lambda: False,
     update: Update = lambda name, num_done, num_updates, fraction: None,
 ) -> bool:
@@ -55,7 +55,7 @@ def train_all(
         folder: holds one run folder for each, named by ``training_name``, and beside it its process's messages.
         data_dir: as for ``sgdwalk.paper.data.load``.
         jobs: processes at a time.
-        execution: threads, device and checkpoints of each.
+        executions: threads, device and checkpoints; of several, one a device, each training gets the least busy one.
         stop: asked twice a second; once True, every training saves its state and ends.
         update: called with name, updates done, updates planned, fraction of the work done.
 
@@ -78,7 +78,9 @@ def train_all(
                     for training in running.values():
                         training.process.send_signal(signal.SIGTERM)
                 while waiting and len(running) < jobs and not stop():
-                    training = _Training(waiting.popleft(), folder, data_dir, execution or Execution())
+                    busy = [training.execution for training in running.values()]
+                    execution = min(executions, key=busy.count)
+                    training = _Training(waiting.popleft(), folder, data_dir, execution)
                     running[training.output] = training
                     selector.register(training.output, selectors.EVENT_READ)
                 for key, _ in selector.select(timeout=0.5):
@@ -107,6 +109,7 @@ class _Training:
 
     def __init__(self, experiment: Experiment, folder: Path, data_dir: Path | None, execution: Execution):
         self.name = training_name(experiment)
+        self.execution = execution
         self._log = folder / f"{self.name}.log"
         self._rest = b""
         request = {
