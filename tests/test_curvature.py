@@ -488,6 +488,26 @@ def test_adams_edge_is_that_of_the_preconditioned_hessian():
     assert "preconditioned=True" in steps["plain_threshold_reason"].iloc[0]
 
 
+def test_a_preconditioner_belongs_to_the_point_of_its_matrix():
+    model = net("relu", torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    inputs, targets = examples(torch.float32)
+
+    def update():
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+    update()
+    matrix = sgdwalk.hessian(model, nn.CrossEntropyLoss(), (inputs, targets), parameters=["0"])
+    scaled = sgdwalk.preconditioned(matrix, optimizer)
+    before = scaled.dense()
+    update()
+    assert_identical(scaled.dense(), before)  # it stays where it was made
+    with pytest.raises(InputError, match="has moved since the matrix was made"):
+        sgdwalk.preconditioned(matrix, optimizer)
+
+
 def test_an_unconverged_number_is_no_number_of_the_walk():
     model = net("relu", torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from sgdwalk.draws import generator
 from sgdwalk.eigensolver import Eigenpairs, Progress, check_settings, extreme_eigenpairs
 from sgdwalk.errors import InputError
+from sgdwalk.hooks import bare_optimizer
 from sgdwalk.isolation import isolated
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import LossFunction
@@ -86,13 +87,15 @@ def preconditioned(matrix: LossOperator, optimizer: Optimizer) -> ScaledOperator
     """P^(-1/2) (A + γ I) P^(-1/2) for the optimizer's preconditioner P and the L2 term γ that goes through it.
 
     It has the eigenvalues of P⁻¹ (A + γ I), on which the stability of Adam depends as that of SGD does on those of A.
+    Both are of one moment: make the matrix after an update, and this before the next one. P stays as it is now.
 
     Args:
         matrix: :func:`sgdwalk.hessian` or :func:`sgdwalk.gauss_newton` of the model that the optimizer trains.
         optimizer: Adam, AdamW or RMSprop, after at least one update.
 
     Raises:
-        InputError: for an optimizer without a preconditioner, or before its first update.
+        InputError: for an optimizer without a preconditioner, or before its first update; where the model has moved
+            since the matrix was made.
 
     >>> import torch, sgdwalk
     >>> model, data = torch.nn.Linear(2, 1), (torch.randn(8, 2), torch.randn(8, 1))
@@ -105,16 +108,15 @@ def preconditioned(matrix: LossOperator, optimizer: Optimizer) -> ScaledOperator
 
     Source: Cohen et al., "Adaptive Gradient Methods at the Edge of Stability", 2022 (arXiv 2207.14484).
     """
-    vector = matrix.full_loss.site.vector
-    return _preconditioned(matrix, [optimizer], vector.parameters)
-
-
-def _preconditioned(
-    matrix: LossOperator, optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter]
-) -> ScaledOperator:
-    stability = stability_of(optimizers, [parameters[index] for index in matrix.indices])
+    site = matrix.full_loss.site
+    stability = stability_of([bare_optimizer(optimizer)], [site.vector.parameters[index] for index in matrix.indices])
     if stability.preconditioner is None:
         raise InputError(f"There is no preconditioner to apply: {stability.reason or 'the optimizer has none'}.")
+    if not site.stands_here():
+        raise InputError(
+            "The model has moved since the matrix was made, so that the optimizer's preconditioner belongs to another "
+            "point: make the matrix anew, after the last update."
+        )
     return ScaledOperator(matrix, stability.preconditioner.rsqrt(), stability.l2)
 
 

@@ -119,6 +119,11 @@ class Site:
         """Bring the site up to date with the model; on leaving, the model is bitwise what it was."""
         raise AssertionError("abstract")
 
+    def stands_here(self) -> bool:
+        """Whether every parameter of the module is bitwise the model's own, as it is now."""
+        pairs = zip(self.source.parameters(), self.module.parameters(), strict=False)
+        return all(own.shape == copied.shape and torch.equal(own.detach().to(copied), copied) for own, copied in pairs)
+
     def fingerprint(self) -> bytes:
         """Digest of what the loss reads besides the walked parameters: other parameters, buffers, plain attributes."""
         digest = hashlib.blake2b(digest_size=16)
