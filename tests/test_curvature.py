@@ -354,6 +354,8 @@ def test_density_of_few_eigenvalues_is_exact_and_stops_early():
     held = density.weights[0] > 1e-12
     np.testing.assert_allclose(density.nodes[0][held], [2.0, 7.0], rtol=1e-12)
     np.testing.assert_allclose(density.weights[0][held], [1 / 3, 2 / 3], rtol=1e-12)
+    products = density.num_products
+    assert repr(density) == f"SpectralDensity(1 probe of 6 steps, eigenvalues from 2 to 7, {products} products)"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sgdwalk.eigensolver import NOT_SYMMETRIC, Basis
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
 from sgdwalk.operators import Operator
+from sgdwalk.text import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,13 @@ class SpectralDensity:
     weights: NDArray[np.float64]
     size: int
     num_products: int
+
+    def __repr__(self) -> str:
+        probes, steps = self.nodes.shape
+        return (
+            f"SpectralDensity({count(probes, 'probe')} of {steps} steps, eigenvalues from {self.nodes.min():.4g} to "
+            f"{self.nodes.max():.4g}, {self.num_products} products)"
+        )
 
     def density(self, grid: ArrayLike, *, width: float) -> NDArray[np.float64]:
         """The density at the points of a grid, each node widened to a normal curve of deviation ``width``.
