@@ -514,7 +514,7 @@ def test_an_unconverged_number_is_no_number_of_the_walk():
     model = net("relu", torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     measure = sgdwalk.SpectralNorm(1e-3, max_products=2)
-    steps, _ = walk(model, optimizer, examples(torch.float32), 2, norm=sgdwalk.at(EVERY, measure))
+    steps, _ = walk(model, optimizer, examples(torch.float32), 2, norm=sgdwalk.at(EVERY, lambda here: measure(here)))
     assert steps["norm"].isna().all()
     assert steps["norm_edge_ratio"].isna().all()
     assert "not converged after 2 products; the best value is" in steps["norm_reason"].iloc[0]
@@ -596,6 +596,68 @@ def test_a_resumed_walk_goes_on_bitwise():
             update(model, optimizer, step)
     columns = [column for column in whole.run.steps if column.startswith(("norm", "sharpness"))]
     assert_identical(second.run.steps[columns].to_numpy(float), whole.run.steps[columns].to_numpy(float))
+
+
+def test_a_spectral_norm_begins_anew_in_each_walk_and_under_each_name():
+    def numbers(measures):
+        model = net("relu", torch.float32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        table, _ = walk(model, optimizer, examples(torch.float32), 2, **measures)
+        return [table[[column for column in table if column.startswith(name)]].to_numpy(float) for name in measures]
+
+    shared = sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.01))
+    (fresh,) = numbers({"alone": sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.01))})
+    for again in (*numbers({"one": shared, "two": shared}), *numbers({"one": shared})):
+        assert_identical(again, fresh)
+
+
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (sgdwalk.SpectralNorm(parameters=["7"]), r"measures\['norm'\] cannot be taken. There is no .* '7'.*0\.weight"),
+        (sgdwalk.SpectralNorm, r"measures\['norm'\] is the class SpectralNorm: pass an instance"),
+        (sgdwalk.at(EVERY, sgdwalk.BatchSharpness), r"measures\['norm'\] is the class BatchSharpness"),
+    ],
+    ids=["parameters", "class", "class_with_a_schedule"],
+)
+def test_a_measure_that_cannot_be_taken_is_refused_at_once(measure, message, evaluate_on):
+    model, data = net("batchnorm", torch.float32), examples(torch.float32)
+    before = everything(model, [])
+    with pytest.raises(InputError, match=message):
+        sgdwalk.watch(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            nn.CrossEntropyLoss(),
+            data,
+            batch_size=B,
+            measures={"norm": measure},
+            evaluate_on=evaluate_on,
+        )
+    assert_identical(everything(model, []), before)
+
+
+@pytest.mark.parametrize("measure", [sgdwalk.SpectralNorm(), sgdwalk.BatchSharpness(), sgdwalk.GradientNoiseScale()])
+def test_a_measure_of_a_loss_that_is_not_there_is_refused_at_once(measure):
+    model = net("relu", torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=r"measures\['it'\] cannot be taken. This walk was given no data"):
+        sgdwalk.watch(model, optimizer, None, None, when=None, measures={"it": sgdwalk.at(EVERY, measure)})
+
+
+def test_a_layer_that_begins_to_walk_later_may_be_named():
+    model, (inputs, targets) = net("relu", torch.float32), examples(torch.float32)
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    measures = {"head": sgdwalk.at(lambda step: step == 1, sgdwalk.SpectralNorm(0.05, parameters=["4"]))}
+    with sgdwalk.watch(
+        model, optimizer, nn.CrossEntropyLoss(), (inputs, targets), when=None, on_error="raise", measures=measures
+    ) as walked:
+        for _ in range(2):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            if len(optimizer.param_groups) == 1:
+                optimizer.add_param_group({"params": list(model[4].parameters())})
+    assert walked.run.steps["head"].notna().tolist() == [False, True]
 
 
 def test_measures_of_one_step_share_their_graphs(monkeypatch):

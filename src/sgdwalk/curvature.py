@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from sgdwalk.isolation import isolated
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import LossFunction
 from sgdwalk.operators import MATRICES, GaussNewtonOperator, HessianOperator, LossOperator, Operator, ScaledOperator
+from sgdwalk.replica import select
 from sgdwalk.stability import stability_of
 from sgdwalk.standing import LossOptions, StandingLoss
 
@@ -265,10 +267,12 @@ def spectral_norm(
 class SpectralNorm:
     """The spectral norm along a walk, as a measure: ``watch(..., measures={"spectral_norm": SpectralNorm()})``.
 
-    Each time it starts from the eigenvector that it found the time before, which would follow that one even when
-    another eigenvalue has overtaken it. So the next one is kept in sight where it comes near, and every fourth time,
-    and whenever the value has jumped, a random vector joins and the next two are looked for as well. Fills
-    ``spectral_norm`` (undefined, with the reason, where it has not converged) and
+    Each time it starts from the eigenvector that it found the time before in this walk (each walk, and each name in a
+    walk, has its own memory), which would follow that one even when another eigenvalue has overtaken it. So the next
+    one is kept in sight where it comes near, and every fourth time, and whenever the value has jumped, a random vector
+    joins and the next two are looked for as well.
+
+    Fills ``spectral_norm`` (undefined, with the reason, where it has not converged) and
 
     - ``_residual``: ‖H v - λ v‖; ``_num_products``: products that it took;
     - ``_threshold``: the eigenvalue beyond which the optimizer's update is unstable on a quadratic: 2/η for SGD, others
@@ -334,10 +338,22 @@ class SpectralNorm:
             raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted.")
         self.look_every = look_every
         self.seed = seed
+        self._forget()
+
+    def _forget(self) -> None:
         self._start: Tensor | None = None
         self._value = math.nan
         self._searches = 0
         self._rival = False
+
+    def for_walk(self, here: Here) -> SpectralNorm:
+        """One with these settings and a memory of its own; InputError for parameters that the model does not have."""
+        model = here.full_loss().site.source
+        if self.parameters is not None:  # of the whole model: a layer may begin to walk later
+            select([name for name, _ in model.named_parameters()], self.parameters)
+        own = copy.copy(self)
+        own._forget()
+        return own
 
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         matrix: Operator = here.matrix(self.matrix, parameters=self.parameters)

@@ -202,6 +202,11 @@ class GradientNoiseScale:
         self.gradient: Literal["population", "data"] = gradient
         self.seed = seed
 
+    def for_walk(self, here: Here) -> GradientNoiseScale:
+        """Itself: it has no memory, and can be taken where there is a full loss."""
+        here.full_loss()
+        return self
+
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         loss = here.full_loss()
         sizes = loss.data.sizes

@@ -108,6 +108,11 @@ class BatchSharpness:
         self.num_batches = num_batches
         self.seed = seed
 
+    def for_walk(self, here: Here) -> BatchSharpness:
+        """Itself: it has no memory, and can be taken where there is a full loss."""
+        here.full_loss()
+        return self
+
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         draw = generator("mini-batches of batch sharpness", self.seed, here.step)
         result = _measure(here.full_loss(), self.num_batches, draw)
