@@ -131,6 +131,14 @@ def test_runs_without_such_measures_are_told_what_to_do(figure):
         figure(gradient_descent(3))
 
 
+@pytest.mark.parametrize(
+    "figure", [figures.curvature, figures.intervals, figures.measures, figures.heights, figures.barriers]
+)
+def test_what_is_no_run_is_told(figure):
+    with pytest.raises(InputError, match=r"Runs are wanted.* one argument each; got \['x'\], a list"):
+        figure(walk(), ["x"])
+
+
 def test_large_ranges_are_logarithmic():
     def measures(step):
         return {"norm": 10.0 ** (step / 5), "norm_threshold": 20.0} if step % 5 == 0 else {}
