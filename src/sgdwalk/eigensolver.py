@@ -109,7 +109,7 @@ def extreme_eigenpairs(
     (-5.0, True)
     """
     check_settings(k=k, which=which, tolerance=tolerance, max_products=max_products, size=size)
-    waiting = [] if start is None else list(start.to(device=device, dtype=dtype))
+    waiting = [] if start is None else list(_rows(start, size).to(device=device, dtype=dtype))
     sought = min(size, k + watched)
     basis = Basis(size, min(size, max(max_basis, 2 * sought + 4, len(waiting))), dtype, device)
     products = 0
@@ -179,6 +179,14 @@ def extreme_eigenpairs(
 def ritz_keep(k: int, capacity: int) -> int:
     """Ritz vectors that survive a restart: the wanted ones and enough beside them to go on converging."""
     return min(k + max(2, capacity // 4), capacity - 1)
+
+
+def _rows(start: Tensor, size: int) -> Tensor:
+    if not isinstance(start, Tensor):
+        raise InputError(f"start is a {type(start).__name__}: a tensor with vectors as rows is wanted, (m, {size}).")
+    if start.dim() != 2 or start.shape[1] != size:
+        raise InputError(f"start has shape {tuple(start.shape)}: vectors as rows are wanted, (m, {size}).")
+    return start
 
 
 def check_settings(*, k: int, which: str, tolerance: float, max_products: int, size: int) -> None:
