@@ -375,6 +375,33 @@ def test_questions_that_make_no_sense_are_refused(call, message):
         call(matrix)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        sgdwalk.eigenpairs,
+        sgdwalk.trace,
+        sgdwalk.spectral_density,
+        lambda model: sgdwalk.preconditioned(model, torch.optim.Adam(model.parameters())),
+        lambda model: sgdwalk.noise_alignment(model, None),
+    ],
+)
+def test_a_model_is_no_operator(call):
+    with pytest.raises(InputError, match=r"An operator is wanted, such as sgdwalk.hessian\(.* gives; got a Linear"):
+        call(nn.Linear(2, 1))
+
+
+def test_an_alignment_wants_eigenpairs():
+    matrix = sgdwalk.hessian(*bowl(torch.ones(3)))
+    with pytest.raises(InputError, match=r"Eigenpairs are wanted.*got a Tensor"):
+        sgdwalk.noise_alignment(matrix, torch.ones(3))
+
+
+@pytest.mark.parametrize("call", [sgdwalk.hessian, sgdwalk.spectral_norm, sgdwalk.batch_sharpness])
+def test_a_misspelt_option_is_told_beside_those_that_exist(call):
+    with pytest.raises(InputError, match=r"There is no option 'batchsize'.* takes batch_size, batchnorm, parameters"):
+        call(*bowl(torch.ones(3)), batchsize=2)
+
+
 # ----------------------------------------------------------------------------------------------------- batch sharpness
 def test_batch_sharpness_equals_the_dense_ratio():
     """Σ g_Bᵀ H_B g_B / Σ ‖g_B‖² over the three whole batches; the ragged one is another B and left out."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdwalk.distributions import student_t_975
 from sgdwalk.eigensolver import Eigenpairs
 from sgdwalk.errors import InputError
-from sgdwalk.operators import Operator
+from sgdwalk.operators import Operator, check_operator
 
 FEWEST_PAIRS = 3
 """Points that a line with an interval needs: with two there is no residual."""
@@ -206,6 +206,11 @@ def noise_alignment(noise: Operator, eigenpairs: Eigenpairs) -> NoiseAlignment:
 
     Source: Zhang, Yang and Tu 2026 (arXiv 2602.05600); the paper, Eq. 3.
     """
+    check_operator(noise)
+    if not isinstance(eigenpairs, Eigenpairs):
+        raise InputError(
+            f"Eigenpairs are wanted, such as sgdwalk.eigenpairs(hessian, 5) gives; got a {type(eigenpairs).__name__}."
+        )
     vectors = eigenpairs.vectors
     if vectors.dim() != 2 or vectors.shape[1] != noise.size:
         raise InputError(

@@ -20,7 +20,15 @@ from sgdwalk.hooks import bare_optimizer
 from sgdwalk.isolation import isolated
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import LossFunction
-from sgdwalk.operators import MATRICES, GaussNewtonOperator, HessianOperator, LossOperator, Operator, ScaledOperator
+from sgdwalk.operators import (
+    MATRICES,
+    GaussNewtonOperator,
+    HessianOperator,
+    LossOperator,
+    Operator,
+    ScaledOperator,
+    check_operator,
+)
 from sgdwalk.replica import select
 from sgdwalk.stability import stability_of
 from sgdwalk.standing import LossOptions, StandingLoss
@@ -110,6 +118,7 @@ def preconditioned(matrix: LossOperator, optimizer: Optimizer) -> ScaledOperator
 
     Source: Cohen et al., "Adaptive Gradient Methods at the Edge of Stability", 2022 (arXiv 2207.14484).
     """
+    check_operator(matrix, LossOperator)
     site = matrix.full_loss.site
     stability = stability_of([bare_optimizer(optimizer)], [site.vector.parameters[index] for index in matrix.indices])
     if stability.preconditioner is None:
@@ -150,6 +159,9 @@ def eigenpairs(
         progress: called after each product with the products so far, the wanted pairs that have converged, and the
             relative residual of the one that is worked on.
 
+    Raises:
+        InputError: for a matrix that is no operator, or a setting that means nothing.
+
     >>> import torch, sgdwalk
     >>> inputs, targets = torch.eye(3) * torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 1)
     >>> matrix = sgdwalk.hessian(torch.nn.Linear(3, 1, bias=False), torch.nn.MSELoss(), (inputs, targets))
@@ -157,6 +169,7 @@ def eigenpairs(
     >>> [round(3 * value / 2, 3) for value in pairs.values.tolist()], pairs.converged.tolist()
     ([1.0, 4.0], [True, True])
     """
+    check_operator(matrix)
     with isolated(matrix.device):
         return extreme_eigenpairs(
             matrix.__matmul__,
