@@ -84,6 +84,11 @@ def thresholded_measures(run: Run) -> list[str]:
     return [name for name in names if f"{name}_threshold" in names and table[f"{name}_threshold"].notna().any()]
 
 
+def edge_ratios(table: pd.DataFrame, name: str) -> pd.Series:
+    """A measure over its threshold at the steps where both are defined; above 1 it is beyond it."""
+    return (table[name] / table[f"{name}_threshold"]).dropna()
+
+
 def banded_measures(run: Run) -> list[str]:
     """Measures that bring an interval along and no threshold."""
     names, compared = measure_columns(run), thresholded_measures(run)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk import drawing
-from sgdwalk.analysis import banded_measures, check_runs, family, thresholded_measures, within
+from sgdwalk.analysis import banded_measures, check_runs, edge_ratios, family, thresholded_measures, within
 from sgdwalk.captions import course, sentences, span, undefined
 from sgdwalk.drawing import COLOURS, FLOOR_DASHES, WIDTH, Panel, Picture
 from sgdwalk.errors import InputError
@@ -272,7 +272,7 @@ def _edge(said: str, table: pd.DataFrame, name: str) -> str:
     """How a measure stands to its threshold, in words; '' where it has none."""
     if f"{name}_threshold" not in table:
         return ""
-    ratios = (table[name] / table[f"{name}_threshold"]).dropna()
+    ratios = edge_ratios(table, name)
     if ratios.empty:
         return ""
     over = int((ratios > 1).sum())
