@@ -211,8 +211,11 @@ class GradientNoiseScale:
         loss = here.full_loss()
         sizes = loss.data.sizes
         whole = [index for index, size in enumerate(sizes) if size == max(sizes)]  # a ragged last batch is another B
-        if len(whole) < 2 or (self.gradient == "data" and len(whole) < len(sizes)):
-            return {"value": Undefined(f"{len(whole)} of {len(sizes)} evaluation batches are mini-batches of one size")}
+        if len(whole) < 2:
+            return {"value": Undefined(f"{len(whole)} mini-batch of {max(sizes)} examples; at least 2 are needed")}
+        if self.gradient == "data" and len(whole) < len(sizes):
+            ragged = f"{len(whole)} of {len(sizes)} evaluation batches have {max(sizes)} examples"
+            return {"value": Undefined(f"{ragged}; gradient='data' needs all of one size")}
         draw = generator("mini-batches of the gradient noise scale", self.seed, here.step)
         chosen = [whole[i] for i in torch.randperm(len(whole), generator=draw)[: self.num_batches].tolist()]
         rows = torch.stack([loss.gradient(batches=[index]) for index in chosen])
