@@ -517,6 +517,39 @@ def test_adams_edge_is_that_of_the_preconditioned_hessian():
     assert "preconditioned=True" in steps["plain_threshold_reason"].iloc[0]
 
 
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_adam_has_no_threshold_where_it_has_no_preconditioner(eps):
+    """An unused parameter never has one, with eps=0 a coordinate without a gradient; plain H has no threshold then."""
+    model = net("relu", torch.float32)
+    if eps > 0.0:
+        model.unused = nn.Parameter(torch.ones(2))
+    else:
+        model[0].weight.register_hook(lambda gradient: gradient * 0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, eps=eps)
+    steps, _ = walk(
+        model,
+        optimizer,
+        examples(torch.float32),
+        1,
+        plain=sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.1)),
+        edge=sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.1, preconditioned=True)),
+    )
+    assert steps["plain"].notna().all()
+    assert steps["plain_threshold"].isna().all()
+    assert steps["edge"].isna().all()
+    assert "preconditioner" in steps["edge_reason"][0]
+
+
+def test_both_searches_of_a_measurement_share_the_products(monkeypatch):
+    """The value jumps at each measurement, so that the first search is followed by a look."""
+    model = net("relu", torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+    for most in (2, 3, 5, 8):
+        measure = sgdwalk.SpectralNorm(0.2, max_products=most, look_every=100)
+        steps, _ = walk(model, optimizer, examples(torch.float32), 6, norm=sgdwalk.at(EVERY, measure))
+        assert steps["norm_num_products"].max() <= most
+
+
 def test_a_preconditioner_belongs_to_the_point_of_its_matrix():
     model = net("relu", torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -400,7 +400,7 @@ class SpectralNorm:
                 matrix.size,
                 which=self.which,
                 tolerance=self.tolerance,
-                max_products=max(1, self.max_products - spent),
+                max_products=self.max_products - spent,
                 start=start,
                 cautious=start is None,
                 watched=WATCHED if look else 0,
@@ -419,7 +419,7 @@ class SpectralNorm:
         look = (self._searches - 1) % self.look_every == 0
         pairs = search(start if look or self._rival else start[:1], look=look)
         jumped = abs(float(pairs.values[0]) - self._value) > JUMP * abs(self._value)
-        if look or (pairs.converged[0] and not jumped):
+        if look or (pairs.converged[0] and not jumped) or pairs.num_products == self.max_products:
             return pairs
         return search(pairs.start, pairs.num_products, look=True)
 
@@ -428,7 +428,7 @@ class SpectralNorm:
             return None, "the matrix is restricted to some parameters"
         if stability.preconditioner is not None and not self.preconditioned:
             return None, "the threshold is one of the preconditioned Hessian: pass preconditioned=True"
-        if stability.threshold is None or not math.isfinite(stability.threshold) or stability.threshold <= 0.0:
+        if stability.threshold is None or stability.reason:
             return None, stability.reason or "the optimizer has no threshold"
         return stability.threshold / self.gradient_scale, ""
 
