@@ -30,8 +30,8 @@ ASYMMETRY = 1e-3
 
 Progress = Callable[[int, int, float], None]
 
-_CHUNK = 1 << 16
-"""Coordinates converted to float64 at a time."""
+_CONVERTED = 1 << 22
+"""Numbers converted to float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,8 +256,8 @@ class Basis:
             self._grow()
         self._vectors[self.length], self._images[self.length] = vector, image
         self.length += 1
-        column = inner_products(self.vectors, image)
-        row = inner_products(self.images, vector)
+        column = inner_products(self.vectors, image[None])[:, 0]
+        row = inner_products(self.images, vector[None])[:, 0]
         self._longest = max(self._longest, float(torch.linalg.vector_norm(image.to(torch.float64))))
         self.symmetric &= bool(((column - row).abs() <= ASYMMETRY * self._longest).all())
         projected = torch.zeros(self.length, self.length, dtype=torch.float64)
@@ -317,11 +317,12 @@ def unit(vector: Tensor) -> Tensor:
     return vector / norm if norm else vector
 
 
-def inner_products(rows: Tensor, vector: Tensor) -> Tensor:
-    """Each row's inner product with ``vector``, summed in float64.  # (n, d), (d,) -> (n,) on the CPU"""
-    total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
-    for part, piece in zip(rows.split(_CHUNK, 1), vector.split(_CHUNK), strict=True):
-        total += part.to(torch.float64) @ piece.to(torch.float64)
+def inner_products(rows: Tensor, others: Tensor) -> Tensor:
+    """The inner product of each row with each of the others, summed in float64.  # (m, d), (n, d) -> (m, n), CPU"""
+    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
+    width = max(1, _CONVERTED // (len(rows) + len(others)))
+    for part, other in zip(rows.split(width, 1), others.split(width, 1), strict=True):
+        total += part.to(torch.float64) @ other.to(torch.float64).T
     return total.cpu()
 
 

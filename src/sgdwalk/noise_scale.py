@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sgdwalk.distributions import student_t_975
 from sgdwalk.draws import generator
+from sgdwalk.eigensolver import inner_products
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.noise import gradient_noise
 from sgdwalk.objective import Forward, LossFunction
-from sgdwalk.outer_products import inner_products
 
 FEWEST_BATCHES = 3
 """Mini-batches without which there is no jackknife."""
