@@ -151,10 +151,16 @@ def test_pairs_that_are_none_stay_out_of_the_law():
     C = sgdwalk.gradient_second_moment(model, nn.MSELoss(), (inputs, torch.zeros(4, 1, dtype=torch.float64)))
     values = torch.tensor([3.0, 2.0, 0.0, -1.0], dtype=torch.float64)
     converged = torch.tensor([True, True, True, False])
-    pairs = Eigenpairs(values, torch.zeros(4), converged, torch.eye(4), 0, "", torch.eye(4))
+    pairs = Eigenpairs(values, torch.zeros(4), converged, torch.eye(4), 2, "after 2 products", torch.eye(4))
     result = sgdwalk.noise_alignment(C, pairs)
     torch.testing.assert_close(result.noises, C.diagonal())
-    assert result.ratios.isnan().tolist() == [False, False, True, False]
+    assert result.ratios.isnan().tolist() == [False, False, True, True]
+    assert result.converged.tolist() == converged.tolist()
     assert (math.isnan(result.law.exponent), result.law.num_pairs) == (True, 2)
+    assert result.reason == "after 2 products"
+    assert repr(result).startswith("NoiseAlignment(ratios=[")
+    assert repr(result).endswith(
+        ", nan, nan], 2 pairs of positive values, 3 are needed, 1 NOT CONVERGED: after 2 products)"
+    )
     with pytest.raises(sgdwalk.InputError, match=r"shape \(4, 3\), but the noise has 4 coordinates"):
         sgdwalk.noise_alignment(C, Eigenpairs(values, values, converged, torch.eye(4)[:, :3], 0, "", torch.eye(4)))

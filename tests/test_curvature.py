@@ -354,6 +354,8 @@ def test_density_of_few_eigenvalues_is_exact_and_stops_early():
     held = density.weights[0] > 1e-12
     np.testing.assert_allclose(density.nodes[0][held], [2.0, 7.0], rtol=1e-12)
     np.testing.assert_allclose(density.weights[0][held], [1 / 3, 2 / 3], rtol=1e-12)
+    products = density.num_products
+    assert repr(density) == f"SpectralDensity(1 probe of 6 steps, eigenvalues from 2 to 7, {products} products)"
 
 
 @pytest.mark.parametrize(
@@ -371,6 +373,33 @@ def test_questions_that_make_no_sense_are_refused(call, message):
     matrix = sgdwalk.hessian(*bowl(torch.ones(3)))
     with pytest.raises(InputError, match=message):
         call(matrix)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        sgdwalk.eigenpairs,
+        sgdwalk.trace,
+        sgdwalk.spectral_density,
+        lambda model: sgdwalk.preconditioned(model, torch.optim.Adam(model.parameters())),
+        lambda model: sgdwalk.noise_alignment(model, None),
+    ],
+)
+def test_a_model_is_no_operator(call):
+    with pytest.raises(InputError, match=r"An operator is wanted, such as sgdwalk.hessian\(.* gives; got a Linear"):
+        call(nn.Linear(2, 1))
+
+
+def test_an_alignment_wants_eigenpairs():
+    matrix = sgdwalk.hessian(*bowl(torch.ones(3)))
+    with pytest.raises(InputError, match=r"Eigenpairs are wanted.*got a Tensor"):
+        sgdwalk.noise_alignment(matrix, torch.ones(3))
+
+
+@pytest.mark.parametrize("call", [sgdwalk.hessian, sgdwalk.spectral_norm, sgdwalk.batch_sharpness])
+def test_a_misspelt_option_is_told_beside_those_that_exist(call):
+    with pytest.raises(InputError, match=r"There is no option 'batchsize'.* takes batch_size, batchnorm, parameters"):
+        call(*bowl(torch.ones(3)), batchsize=2)
 
 
 # ----------------------------------------------------------------------------------------------------- batch sharpness
@@ -488,11 +517,64 @@ def test_adams_edge_is_that_of_the_preconditioned_hessian():
     assert "preconditioned=True" in steps["plain_threshold_reason"].iloc[0]
 
 
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_adam_has_no_threshold_where_it_has_no_preconditioner(eps):
+    """An unused parameter never has one, with eps=0 a coordinate without a gradient; plain H has no threshold then."""
+    model = net("relu", torch.float32)
+    if eps > 0.0:
+        model.unused = nn.Parameter(torch.ones(2))
+    else:
+        model[0].weight.register_hook(lambda gradient: gradient * 0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, eps=eps)
+    steps, _ = walk(
+        model,
+        optimizer,
+        examples(torch.float32),
+        1,
+        plain=sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.1)),
+        edge=sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.1, preconditioned=True)),
+    )
+    assert steps["plain"].notna().all()
+    assert steps["plain_threshold"].isna().all()
+    assert steps["edge"].isna().all()
+    assert "preconditioner" in steps["edge_reason"][0]
+
+
+def test_both_searches_of_a_measurement_share_the_products(monkeypatch):
+    """The value jumps at each measurement, so that the first search is followed by a look."""
+    model = net("relu", torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+    for most in (2, 3, 5, 8):
+        measure = sgdwalk.SpectralNorm(0.2, max_products=most, look_every=100)
+        steps, _ = walk(model, optimizer, examples(torch.float32), 6, norm=sgdwalk.at(EVERY, measure))
+        assert steps["norm_num_products"].max() <= most
+
+
+def test_a_preconditioner_belongs_to_the_point_of_its_matrix():
+    model = net("relu", torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    inputs, targets = examples(torch.float32)
+
+    def update():
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+    update()
+    matrix = sgdwalk.hessian(model, nn.CrossEntropyLoss(), (inputs, targets), parameters=["0"])
+    scaled = sgdwalk.preconditioned(matrix, optimizer)
+    before = scaled.dense()
+    update()
+    assert_identical(scaled.dense(), before)  # it stays where it was made
+    with pytest.raises(InputError, match="has moved since the matrix was made"):
+        sgdwalk.preconditioned(matrix, optimizer)
+
+
 def test_an_unconverged_number_is_no_number_of_the_walk():
     model = net("relu", torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     measure = sgdwalk.SpectralNorm(1e-3, max_products=2)
-    steps, _ = walk(model, optimizer, examples(torch.float32), 2, norm=sgdwalk.at(EVERY, measure))
+    steps, _ = walk(model, optimizer, examples(torch.float32), 2, norm=sgdwalk.at(EVERY, lambda here: measure(here)))
     assert steps["norm"].isna().all()
     assert steps["norm_edge_ratio"].isna().all()
     assert "not converged after 2 products; the best value is" in steps["norm_reason"].iloc[0]
@@ -574,6 +656,68 @@ def test_a_resumed_walk_goes_on_bitwise():
             update(model, optimizer, step)
     columns = [column for column in whole.run.steps if column.startswith(("norm", "sharpness"))]
     assert_identical(second.run.steps[columns].to_numpy(float), whole.run.steps[columns].to_numpy(float))
+
+
+def test_a_spectral_norm_begins_anew_in_each_walk_and_under_each_name():
+    def numbers(measures):
+        model = net("relu", torch.float32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        table, _ = walk(model, optimizer, examples(torch.float32), 2, **measures)
+        return [table[[column for column in table if column.startswith(name)]].to_numpy(float) for name in measures]
+
+    shared = sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.01))
+    (fresh,) = numbers({"alone": sgdwalk.at(EVERY, sgdwalk.SpectralNorm(0.01))})
+    for again in (*numbers({"one": shared, "two": shared}), *numbers({"one": shared})):
+        assert_identical(again, fresh)
+
+
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (sgdwalk.SpectralNorm(parameters=["7"]), r"measures\['norm'\] cannot be taken. There is no .* '7'.*0\.weight"),
+        (sgdwalk.SpectralNorm, r"measures\['norm'\] is the class SpectralNorm: pass an instance"),
+        (sgdwalk.at(EVERY, sgdwalk.BatchSharpness), r"measures\['norm'\] is the class BatchSharpness"),
+    ],
+    ids=["parameters", "class", "class_with_a_schedule"],
+)
+def test_a_measure_that_cannot_be_taken_is_refused_at_once(measure, message, evaluate_on):
+    model, data = net("batchnorm", torch.float32), examples(torch.float32)
+    before = everything(model, [])
+    with pytest.raises(InputError, match=message):
+        sgdwalk.watch(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            nn.CrossEntropyLoss(),
+            data,
+            batch_size=B,
+            measures={"norm": measure},
+            evaluate_on=evaluate_on,
+        )
+    assert_identical(everything(model, []), before)
+
+
+@pytest.mark.parametrize("measure", [sgdwalk.SpectralNorm(), sgdwalk.BatchSharpness(), sgdwalk.GradientNoiseScale()])
+def test_a_measure_of_a_loss_that_is_not_there_is_refused_at_once(measure):
+    model = net("relu", torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=r"measures\['it'\] cannot be taken. This walk was given no data"):
+        sgdwalk.watch(model, optimizer, None, None, when=None, measures={"it": sgdwalk.at(EVERY, measure)})
+
+
+def test_a_layer_that_begins_to_walk_later_may_be_named():
+    model, (inputs, targets) = net("relu", torch.float32), examples(torch.float32)
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    measures = {"head": sgdwalk.at(lambda step: step == 1, sgdwalk.SpectralNorm(0.05, parameters=["4"]))}
+    with sgdwalk.watch(
+        model, optimizer, nn.CrossEntropyLoss(), (inputs, targets), when=None, on_error="raise", measures=measures
+    ) as walked:
+        for _ in range(2):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            if len(optimizer.param_groups) == 1:
+                optimizer.add_param_group({"params": list(model[4].parameters())})
+    assert walked.run.steps["head"].notna().tolist() == [False, True]
 
 
 def test_measures_of_one_step_share_their_graphs(monkeypatch):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgdwalk import analysis, figures
+from sgdwalk import analysis, figures, summary
 from sgdwalk.curvature_figures import outliers
 from sgdwalk.errors import InputError
 from sgdwalk.records import NAN, StepRecord
@@ -62,6 +62,29 @@ def test_columns_are_sorted_by_their_endings():
     assert analysis.banded_measures(run) == ["noise"]
     assert analysis.plain_measures(run) == ["other"]
     assert analysis.thresholded_measures(gradient_descent(3)) == []
+
+
+def test_the_words_tell_how_near_the_threshold_is():
+    assert summary.describe(walk())[5:] == [
+        "Its norm was 45 at step 35, 1.12 times its threshold, and above that at 2 of 8 measured steps.",
+        "Its sharpness was 18 at step 35, 0.45 times its threshold, and above that at 0 of 8 measured steps.",
+    ]
+    assert len(summary.describe(gradient_descent(3))) == 5
+
+
+def test_the_words_tell_why_there_is_nothing_to_compare():
+    records = [
+        StepRecord(
+            0,
+            measures={"a": 3.0, "a_threshold": NAN, "b": NAN, "b_threshold": 2.0, "c": 1.0, "c_threshold": NAN},
+            reasons={"a_threshold": "no threshold is known for Adagrad", "b": "not converged after 9 products"},
+        ),
+    ]
+    assert summary.describe(Run(settings("x"), records))[5:] == [
+        "Its a was 3 at step 0; there is no threshold to compare it with: no threshold is known for Adagrad.",
+        "Its b is unknown: not converged after 9 products.",
+        "Its c was 1 at step 0; there is no threshold to compare it with.",
+    ]
 
 
 def test_curvature_stands_beside_one_threshold():
@@ -129,6 +152,14 @@ def test_intervals_are_bands_and_open_ones_are_marked():
 def test_runs_without_such_measures_are_told_what_to_do(figure):
     with pytest.raises(InputError, match="pass measures="):
         figure(gradient_descent(3))
+
+
+@pytest.mark.parametrize(
+    "figure", [figures.curvature, figures.intervals, figures.measures, figures.heights, figures.barriers]
+)
+def test_what_is_no_run_is_told(figure):
+    with pytest.raises(InputError, match=r"Runs are wanted.* one argument each; got \['x'\], a list"):
+        figure(walk(), ["x"])
 
 
 def test_large_ranges_are_logarithmic():
@@ -205,6 +236,7 @@ def test_hostile_names_are_inert():
         }
 
     run = walk(HOSTILE, measures=measures, num_steps=5)
+    assert all(len(sentence) < 400 for sentence in summary.describe(run))
     html = render([run])
     assert "<script>alert" not in html
     for figure in (figures.curvature, figures.intervals):

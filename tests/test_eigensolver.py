@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -533,9 +535,12 @@ def test_an_eigenvalue_lies_within_each_residual_and_converged_means_small(
         ({"tolerance": "small"}, "tolerance='small'"),
         ({"max_products": 0}, "max_products=0: at least one product"),
         ({"max_products": 2.5}, "max_products=2.5"),
+        ({"start": torch.ones(3)}, "start has shape (3,): vectors as rows are wanted, (m, 3)"),
+        ({"start": torch.ones(1, 4)}, "start has shape (1, 4)"),
+        ({"start": np.ones((1, 3))}, "start is a ndarray: a tensor with vectors as rows is wanted, (m, 3)"),
     ],
     ids=lambda value: repr(value)[:30] if isinstance(value, dict) else "",
 )
 def test_settings_that_mean_nothing_are_refused(options, message):
-    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+    with pytest.raises(InputError, match=re.escape(message)):
         solve(torch.eye(3), **options)

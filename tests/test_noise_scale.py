@@ -185,8 +185,21 @@ def test_a_walk_without_enough_mini_batches_has_no_noise_scale():
         half_squared_errors(model(x), x).mean().backward()
         optimizer.step()
     assert walk.run.steps["noise"].isna().all()
-    assert walk.run.steps["noise_reason"][0] == "1 of 2 evaluation batches are mini-batches of one size"
-    assert walk.run.steps["data_reason"].notna().all()
+    assert walk.run.steps["noise_reason"][0] == "1 mini-batch of 6 examples; at least 2 are needed"
+    assert walk.run.steps["data_reason"][0] == "1 mini-batch of 6 examples; at least 2 are needed"
+
+
+def test_the_gradient_of_the_data_needs_mini_batches_of_one_size():
+    x = draw(10, SIGMAS, mean_gradient(6.0), seed=1)
+    model = Mean(12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    measures = {"data": sgdwalk.GradientNoiseScale(gradient="data")}
+    with sgdwalk.watch(model, optimizer, half_squared_errors, (x, x), batch_size=4, measures=measures) as walk:
+        half_squared_errors(model(x), x).mean().backward()
+        optimizer.step()
+    assert walk.run.steps["data_reason"][0] == (
+        "2 of 3 evaluation batches have 4 examples; gradient='data' needs all of one size"
+    )
 
 
 @pytest.mark.parametrize("arguments", [{"num_batches": 2}, {"num_batches": True}, {"gradient": "mean"}], ids=str)

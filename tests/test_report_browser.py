@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
+from sgdwalk.records import NAN
 from sgdwalk.report import write_report
+from sgdwalk.run import Run
 from sgdwalk.text import number
-from synthetic import gradient_descent, stochastic_descent, troubled_walk
+from synthetic import gradient_descent, records_of_walk, stochastic_descent, troubled_walk
 from test_report import HOSTILE, hostile_walk
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -28,9 +31,28 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make browser"),
 ]
+
+
+def seldom_measured(num_steps):
+    """A measure with a threshold that is taken every fifth step, at step 10 in vain."""
+
+    def measures(step):
+        if step % 5:
+            return {}
+        return {"norm": NAN if step == 10 else 10.0 + step, "norm_threshold": 20.0}
+
+    run = gradient_descent(num_steps, measures=measures)
+    records = [
+        replace(record, reasons={"norm": "not converged"}) if record.step == 10 else record
+        for record in records_of_walk(num_steps, learning_rate=0.1, noise=0.0, measures=measures)
+    ]
+    return Run(run.info, records)
+
+
 RUNS = {
     "two": lambda: [gradient_descent(60), stochastic_descent(60)],
     "trouble": lambda: [troubled_walk()],
+    "seldom": lambda: [seldom_measured(40)],
     "hostile": lambda: [hostile_walk(45), hostile_walk(45, text="x" * 100_000)],
 }
 
@@ -189,6 +211,27 @@ def test_a_figure_of_several_runs_tells_the_numbers_of_each(open_tab):
     assert "SGD" in told
     for run in RUNS["two"]():
         assert number(run.steps.height[step], 4) in told
+
+
+def test_pointing_between_measurements_tells_the_nearest_one(open_tab):
+    page = open_tab("seldom")
+    plot = plot_of(page, "Curvature against its threshold")
+    plot.scroll_into_view_if_needed()
+    slider = page.get_by_role("slider").and_(plot)
+    slider.focus()
+    assert slider.get_attribute("aria-valuemax") == "35"
+    for key, step in {"End": 35, "ArrowLeft": 30, "Home": 0, "ArrowRight": 5}.items():
+        page.keyboard.press(key)
+        assert slider.get_attribute("aria-valuenow") == str(step), key
+    page.keyboard.press("ArrowRight")
+    assert "norm: not converged" in slider.get_attribute("aria-valuetext")
+    box = plot.bounding_box()
+    for share in (0.3, 0.45, 0.6, 0.72):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 100)
+        told = plot.locator(".tip").inner_text()
+        step = int(re.match(r"Step (\d+)", told)[1])
+        assert step % 5 == 0
+        assert str(10 + step) in told
 
 
 def test_a_panel_over_epochs_has_no_steps_to_point_at(open_tab):

@@ -132,3 +132,14 @@ def test_what_cannot_be_had_is_refused():
     operator = sgdwalk.hessian_residual(model, LOSSES["mean"], data)
     with pytest.raises(sgdwalk.InputError, match="kernel that has no second derivative"):
         operator @ torch.ones(operator.size)
+
+
+def test_what_torch_itself_cannot_differentiate_twice_is_refused_in_words():
+    class Distances(nn.Module):
+        def forward(self, x):
+            return torch.cdist(x, torch.eye(3, 6))
+
+    model = nn.Sequential(nn.Linear(5, 6), Distances())
+    operator = sgdwalk.hessian_residual(model, LOSSES["mean"], nets.classification(N))
+    with pytest.raises(sgdwalk.InputError, match="kernel that has no second derivative"):
+        operator @ torch.ones(operator.size)

@@ -153,6 +153,47 @@ def test_two_equal_optimizers_have_one_threshold():
     assert sgdwalk.stability_threshold(pair).threshold == 20.0
 
 
+class Renamed(SGD):
+    """With what a user may add; its updates are SGD's."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+
+
+class Decayed(AdamW):
+    pass
+
+
+class Halved(SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for each in group["params"]:
+                each.grad /= 2
+        return super().step(closure)
+
+
+def test_a_subclass_has_the_threshold_of_the_step_that_it_inherits():
+    for _ in range(2):  # torch wraps a step at the first instance of its class
+        assert sgdwalk.stability_threshold(Renamed([parameter(1.0)], lr=0.1)).threshold == 20.0
+        unknown = sgdwalk.stability_threshold(Halved([parameter(1.0)], lr=0.1))
+        assert (unknown.threshold, unknown.reason) == (None, "no threshold is known for Halved")
+        SGD([parameter(1.0)], lr=0.1)
+    own = sgdwalk.stability_threshold(stepped(Decayed([parameter(1.0)], weight_decay=0.1)))
+    same = sgdwalk.stability_threshold(stepped(AdamW([parameter(1.0)], weight_decay=0.1)))
+    assert own.threshold == same.threshold is not None
+    assert own.l2 == same.l2 == 0.0
+
+
+def test_a_preconditioner_with_zeros_is_none():
+    theta = parameter(1.0, 2.0, 3.0)
+    optimizer = Adam([theta], eps=0.0)
+    theta.grad = torch.tensor([1.0, 0.0, 0.0], dtype=theta.dtype)
+    optimizer.step()
+    stability = sgdwalk.stability_threshold(optimizer)
+    assert stability.preconditioner is None
+    assert stability.reason == "2 of the 3 coordinates of Adam's preconditioner are zero"
+
+
 def test_adam_before_its_first_update_has_no_preconditioner():
     stability = sgdwalk.stability_threshold(Adam([parameter(1.0)]))
     assert stability.preconditioner is None

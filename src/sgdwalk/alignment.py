@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdwalk.distributions import student_t_975
 from sgdwalk.eigensolver import Eigenpairs
 from sgdwalk.errors import InputError
-from sgdwalk.operators import Operator
+from sgdwalk.operators import Operator, check_operator
 
 FEWEST_PAIRS = 3
 """Points that a line with an interval needs: with two there is no residual."""
@@ -153,14 +153,26 @@ class NoiseAlignment:
     Attributes:
         curvatures: v_iᵀ H v_i, the eigenvalues.  # (k,)
         noises: v_iᵀ C v_i.  # (k,)
-        ratios: noises / curvatures; all 1 where C = H, as Eq. 3 predicts near minima.  # (k,)
+        ratios: noises / curvatures; all 1 where C = H, as Eq. 3 predicts near minima. NaN where v_i has not converged,
+            so that it is no eigenvector, and where the curvature is zero.  # (k,)
+        converged: whether v_i has converged.  # (k,)
         law: noises ≈ constant · curvatures^γ over the pairs that converged with a positive eigenvalue.
+        reason: why some have not converged; empty where all have.
     """
 
     curvatures: Tensor
     noises: Tensor
     ratios: Tensor
+    converged: Tensor
     law: PowerLaw
+    reason: str
+
+    def __repr__(self) -> str:
+        ratios = ", ".join(f"{ratio:.3g}" for ratio in self.ratios.tolist())
+        law = f"exponent {self.law.exponent:.3g} of {self.law.num_pairs} pairs"
+        unconverged = int((~self.converged).sum())
+        told = f", {unconverged} NOT CONVERGED: {self.reason}" if unconverged else ""
+        return f"NoiseAlignment(ratios=[{ratios}], {self.law.reason or law}{told})"
 
 
 def noise_alignment(noise: Operator, eigenpairs: Eigenpairs) -> NoiseAlignment:
@@ -173,7 +185,8 @@ def noise_alignment(noise: Operator, eigenpairs: Eigenpairs) -> NoiseAlignment:
     Args:
         noise: :func:`sgdwalk.gradient_second_moment` or :func:`sgdwalk.gradient_noise`, at the same θ and of the same
             parameters as the Hessian; one product for each eigenvector.
-        eigenpairs: of the Hessian. Pairs that have not converged are no eigenpairs: they stay out of the power law.
+        eigenpairs: of the Hessian. Pairs that have not converged are no eigenpairs: they have no ratio and stay out of
+            the power law.
 
     Raises:
         InputError: where the eigenvectors have another length than the operator's.
@@ -193,6 +206,11 @@ def noise_alignment(noise: Operator, eigenpairs: Eigenpairs) -> NoiseAlignment:
 
     Source: Zhang, Yang and Tu 2026 (arXiv 2602.05600); the paper, Eq. 3.
     """
+    check_operator(noise)
+    if not isinstance(eigenpairs, Eigenpairs):
+        raise InputError(
+            f"Eigenpairs are wanted, such as sgdwalk.eigenpairs(hessian, 5) gives; got a {type(eigenpairs).__name__}."
+        )
     vectors = eigenpairs.vectors
     if vectors.dim() != 2 or vectors.shape[1] != noise.size:
         raise InputError(
@@ -202,6 +220,8 @@ def noise_alignment(noise: Operator, eigenpairs: Eigenpairs) -> NoiseAlignment:
     curvatures = eigenpairs.values.to(torch.float64)
     along = [float((noise @ vector).to(torch.float64) @ vector.to(noise.device, torch.float64)) for vector in vectors]
     noises = torch.tensor(along, dtype=torch.float64)
-    ratios = torch.where(curvatures != 0, noises / curvatures, math.nan)
     chosen = eigenpairs.converged
-    return NoiseAlignment(curvatures, noises, ratios, power_law(curvatures[chosen], noises[chosen]))
+    ratios = torch.where(chosen & (curvatures != 0), noises / curvatures, math.nan)
+    law = power_law(curvatures[chosen], noises[chosen])
+    reason = "" if bool(chosen.all()) else eigenpairs.reason or "the search for eigenpairs stopped short"
+    return NoiseAlignment(curvatures, noises, ratios, chosen, law, reason)

@@ -67,11 +67,26 @@ def family(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table[[column for column in (name, *(f"{name}_{ending}" for ending in ENDINGS)) if column in table]]
 
 
+def check_runs(runs: Sequence[Any]) -> None:
+    """Raise where a figure was given something else than runs, such as the names of columns."""
+    for run in runs:
+        if not hasattr(run, "steps"):
+            raise InputError(
+                "Runs are wanted, such as sgdwalk.open_run(folder) or walk.run, one argument each; got "
+                f"{plain(run, 60)}, a {type(run).__name__}."
+            )
+
+
 def thresholded_measures(run: Run) -> list[str]:
     """Measures that bring a threshold along, which is defined at one step at least."""
     table = run.steps
     names = measure_columns(run)
     return [name for name in names if f"{name}_threshold" in names and table[f"{name}_threshold"].notna().any()]
+
+
+def edge_ratios(table: pd.DataFrame, name: str) -> pd.Series:
+    """A measure over its threshold at the steps where both are defined; above 1 it is beyond it."""
+    return (table[name] / table[f"{name}_threshold"]).dropna()
 
 
 def banded_measures(run: Run) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk import drawing
-from sgdwalk.analysis import by_epoch, within
+from sgdwalk.analysis import by_epoch, check_runs, within
 from sgdwalk.captions import sentences, span, undefined
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
 from sgdwalk.text import count, number, plain
@@ -29,6 +29,7 @@ def barriers(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
 
     Source: "A Walk with SGD", Table 1 and Figure 8.
     """
+    check_runs(runs)
     counted = [by_epoch(run)["num_barriers"].dropna() for run in runs] if steps is None else []
     counted = [counts[counts.index.notna()] for counts in counted]
     names = [drawing.drawable(run.name) for run in runs] if len(runs) > 1 else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,20 @@ from torch.optim import Optimizer
 from sgdwalk.draws import generator
 from sgdwalk.eigensolver import Eigenpairs, Progress, check_settings, extreme_eigenpairs
 from sgdwalk.errors import InputError
+from sgdwalk.hooks import bare_optimizer
 from sgdwalk.isolation import isolated
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import LossFunction
-from sgdwalk.operators import MATRICES, GaussNewtonOperator, HessianOperator, LossOperator, Operator, ScaledOperator
+from sgdwalk.operators import (
+    MATRICES,
+    GaussNewtonOperator,
+    HessianOperator,
+    LossOperator,
+    Operator,
+    ScaledOperator,
+    check_operator,
+)
+from sgdwalk.replica import select
 from sgdwalk.stability import stability_of
 from sgdwalk.standing import LossOptions, StandingLoss
 
@@ -86,13 +97,15 @@ def preconditioned(matrix: LossOperator, optimizer: Optimizer) -> ScaledOperator
     """P^(-1/2) (A + γ I) P^(-1/2) for the optimizer's preconditioner P and the L2 term γ that goes through it.
 
     It has the eigenvalues of P⁻¹ (A + γ I), on which the stability of Adam depends as that of SGD does on those of A.
+    Both are of one moment: make the matrix after an update, and this before the next one. P stays as it is now.
 
     Args:
         matrix: :func:`sgdwalk.hessian` or :func:`sgdwalk.gauss_newton` of the model that the optimizer trains.
         optimizer: Adam, AdamW or RMSprop, after at least one update.
 
     Raises:
-        InputError: for an optimizer without a preconditioner, or before its first update.
+        InputError: for an optimizer without a preconditioner, or before its first update; where the model has moved
+            since the matrix was made.
 
     >>> import torch, sgdwalk
     >>> model, data = torch.nn.Linear(2, 1), (torch.randn(8, 2), torch.randn(8, 1))
@@ -105,16 +118,16 @@ def preconditioned(matrix: LossOperator, optimizer: Optimizer) -> ScaledOperator
 
     Source: Cohen et al., "Adaptive Gradient Methods at the Edge of Stability", 2022 (arXiv 2207.14484).
     """
-    vector = matrix.full_loss.site.vector
-    return _preconditioned(matrix, [optimizer], vector.parameters)
-
-
-def _preconditioned(
-    matrix: LossOperator, optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter]
-) -> ScaledOperator:
-    stability = stability_of(optimizers, [parameters[index] for index in matrix.indices])
+    check_operator(matrix, LossOperator)
+    site = matrix.full_loss.site
+    stability = stability_of([bare_optimizer(optimizer)], [site.vector.parameters[index] for index in matrix.indices])
     if stability.preconditioner is None:
         raise InputError(f"There is no preconditioner to apply: {stability.reason or 'the optimizer has none'}.")
+    if not site.stands_here():
+        raise InputError(
+            "The model has moved since the matrix was made, so that the optimizer's preconditioner belongs to another "
+            "point: make the matrix anew, after the last update."
+        )
     return ScaledOperator(matrix, stability.preconditioner.rsqrt(), stability.l2)
 
 
@@ -146,6 +159,9 @@ def eigenpairs(
         progress: called after each product with the products so far, the wanted pairs that have converged, and the
             relative residual of the one that is worked on.
 
+    Raises:
+        InputError: for a matrix that is no operator, or a setting that means nothing.
+
     >>> import torch, sgdwalk
     >>> inputs, targets = torch.eye(3) * torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 1)
     >>> matrix = sgdwalk.hessian(torch.nn.Linear(3, 1, bias=False), torch.nn.MSELoss(), (inputs, targets))
@@ -153,6 +169,7 @@ def eigenpairs(
     >>> [round(3 * value / 2, 3) for value in pairs.values.tolist()], pairs.converged.tolist()
     ([1.0, 4.0], [True, True])
     """
+    check_operator(matrix)
     with isolated(matrix.device):
         return extreme_eigenpairs(
             matrix.__matmul__,
@@ -263,10 +280,12 @@ def spectral_norm(
 class SpectralNorm:
     """The spectral norm along a walk, as a measure: ``watch(..., measures={"spectral_norm": SpectralNorm()})``.
 
-    Each time it starts from the eigenvector that it found the time before, which would follow that one even when
-    another eigenvalue has overtaken it. So the next one is kept in sight where it comes near, and every fourth time,
-    and whenever the value has jumped, a random vector joins and the next two are looked for as well. Fills
-    ``spectral_norm`` (undefined, with the reason, where it has not converged) and
+    Each time it starts from the eigenvector that it found the time before in this walk (each walk, and each name in a
+    walk, has its own memory), which would follow that one even when another eigenvalue has overtaken it. So the next
+    one is kept in sight where it comes near, and every fourth time, and whenever the value has jumped, a random vector
+    joins and the next two are looked for as well.
+
+    Fills ``spectral_norm`` (undefined, with the reason, where it has not converged) and
 
     - ``_residual``: ‖H v - λ v‖; ``_num_products``: products that it took;
     - ``_threshold``: the eigenvalue beyond which the optimizer's update is unstable on a quadratic: 2/η for SGD, others
@@ -332,10 +351,22 @@ class SpectralNorm:
             raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted.")
         self.look_every = look_every
         self.seed = seed
+        self._forget()
+
+    def _forget(self) -> None:
         self._start: Tensor | None = None
         self._value = math.nan
         self._searches = 0
         self._rival = False
+
+    def for_walk(self, here: Here) -> SpectralNorm:
+        """One with these settings and a memory of its own; InputError for parameters that the model does not have."""
+        model = here.full_loss().site.source
+        if self.parameters is not None:  # of the whole model: a layer may begin to walk later
+            select([name for name, _ in model.named_parameters()], self.parameters)
+        own = copy.copy(self)
+        own._forget()
+        return own
 
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         matrix: Operator = here.matrix(self.matrix, parameters=self.parameters)
@@ -369,7 +400,7 @@ class SpectralNorm:
                 matrix.size,
                 which=self.which,
                 tolerance=self.tolerance,
-                max_products=max(1, self.max_products - spent),
+                max_products=self.max_products - spent,
                 start=start,
                 cautious=start is None,
                 watched=WATCHED if look else 0,
@@ -388,7 +419,7 @@ class SpectralNorm:
         look = (self._searches - 1) % self.look_every == 0
         pairs = search(start if look or self._rival else start[:1], look=look)
         jumped = abs(float(pairs.values[0]) - self._value) > JUMP * abs(self._value)
-        if look or (pairs.converged[0] and not jumped):
+        if look or (pairs.converged[0] and not jumped) or pairs.num_products == self.max_products:
             return pairs
         return search(pairs.start, pairs.num_products, look=True)
 
@@ -397,7 +428,7 @@ class SpectralNorm:
             return None, "the matrix is restricted to some parameters"
         if stability.preconditioner is not None and not self.preconditioned:
             return None, "the threshold is one of the preconditioned Hessian: pass preconditioned=True"
-        if stability.threshold is None or not math.isfinite(stability.threshold) or stability.threshold <= 0.0:
+        if stability.threshold is None or stability.reason:
             return None, stability.reason or "the optimizer has no threshold"
         return stability.threshold / self.gradient_scale, ""
 

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk import drawing
-from sgdwalk.analysis import banded_measures, family, thresholded_measures, within
+from sgdwalk.analysis import banded_measures, check_runs, edge_ratios, family, thresholded_measures, within
 from sgdwalk.captions import course, sentences, span, undefined
 from sgdwalk.drawing import COLOURS, FLOOR_DASHES, WIDTH, Panel, Picture
 from sgdwalk.errors import InputError
@@ -45,6 +45,7 @@ def curvature(*runs: Run, steps: range | None = None, width: float = WIDTH) -> P
     >>> curvature(Run({"name": "SGD"}, [StepRecord(0, measures=measured)])).title
     'Curvature against its threshold'
     """
+    check_runs(runs)
     chosen = [run for run in runs if thresholded_measures(run)]
     if not chosen:
         raise InputError(
@@ -103,6 +104,7 @@ def intervals(*runs: Run, steps: range | None = None, width: float = WIDTH) -> P
     >>> intervals(Run({"name": "SGD"}, [StepRecord(0, measures=measured)])).title
     'Measures with their intervals'
     """
+    check_runs(runs)
     names = list(dict.fromkeys(name for run in runs for name in banded_measures(run)))
     if not names:
         raise InputError(
@@ -270,7 +272,7 @@ def _edge(said: str, table: pd.DataFrame, name: str) -> str:
     """How a measure stands to its threshold, in words; '' where it has none."""
     if f"{name}_threshold" not in table:
         return ""
-    ratios = (table[name] / table[f"{name}_threshold"]).dropna()
+    ratios = edge_ratios(table, name)
     if ratios.empty:
         return ""
     over = int((ratios > 1).sum())

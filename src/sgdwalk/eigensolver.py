@@ -30,8 +30,8 @@ ASYMMETRY = 1e-3
 
 Progress = Callable[[int, int, float], None]
 
-_CHUNK = 1 << 16
-"""Coordinates converted to float64 at a time."""
+_CONVERTED = 1 << 22
+"""Numbers converted to float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +109,7 @@ def extreme_eigenpairs(
     (-5.0, True)
     """
     check_settings(k=k, which=which, tolerance=tolerance, max_products=max_products, size=size)
-    waiting = [] if start is None else list(start.to(device=device, dtype=dtype))
+    waiting = [] if start is None else list(_rows(start, size).to(device=device, dtype=dtype))
     sought = min(size, k + watched)
     basis = Basis(size, min(size, max(max_basis, 2 * sought + 4, len(waiting))), dtype, device)
     products = 0
@@ -181,6 +181,14 @@ def ritz_keep(k: int, capacity: int) -> int:
     return min(k + max(2, capacity // 4), capacity - 1)
 
 
+def _rows(start: Tensor, size: int) -> Tensor:
+    if not isinstance(start, Tensor):
+        raise InputError(f"start is a {type(start).__name__}: a tensor with vectors as rows is wanted, (m, {size}).")
+    if start.dim() != 2 or start.shape[1] != size:
+        raise InputError(f"start has shape {tuple(start.shape)}: vectors as rows are wanted, (m, {size}).")
+    return start
+
+
 def check_settings(*, k: int, which: str, tolerance: float, max_products: int, size: int) -> None:
     if which not in WHICH:
         raise InputError(f"which={which!r} does not exist; there is {', '.join(map(repr, WHICH))}.")
@@ -248,8 +256,8 @@ class Basis:
             self._grow()
         self._vectors[self.length], self._images[self.length] = vector, image
         self.length += 1
-        column = inner_products(self.vectors, image)
-        row = inner_products(self.images, vector)
+        column = inner_products(self.vectors, image[None])[:, 0]
+        row = inner_products(self.images, vector[None])[:, 0]
         self._longest = max(self._longest, float(torch.linalg.vector_norm(image.to(torch.float64))))
         self.symmetric &= bool(((column - row).abs() <= ASYMMETRY * self._longest).all())
         projected = torch.zeros(self.length, self.length, dtype=torch.float64)
@@ -309,11 +317,12 @@ def unit(vector: Tensor) -> Tensor:
     return vector / norm if norm else vector
 
 
-def inner_products(rows: Tensor, vector: Tensor) -> Tensor:
-    """Each row's inner product with ``vector``, summed in float64.  # (n, d), (d,) -> (n,) on the CPU"""
-    total = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
-    for part, piece in zip(rows.split(_CHUNK, 1), vector.split(_CHUNK), strict=True):
-        total += part.to(torch.float64) @ piece.to(torch.float64)
+def inner_products(rows: Tensor, others: Tensor) -> Tensor:
+    """The inner product of each row with each of the others, summed in float64.  # (m, d), (n, d) -> (m, n), CPU"""
+    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
+    width = max(1, _CONVERTED // (len(rows) + len(others)))
+    for part, other in zip(rows.split(width, 1), others.split(width, 1), strict=True):
+        total += part.to(torch.float64) @ other.to(torch.float64).T
     return total.cpu()
 
 

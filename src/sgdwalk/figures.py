@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sgdwalk import drawing
-from sgdwalk.analysis import derived, plain_measures, within
+from sgdwalk.analysis import check_runs, derived, plain_measures, within
 from sgdwalk.barrier_figure import barriers
 from sgdwalk.captions import course, sentences, span, undefined
 from sgdwalk.curvature_figures import curvature, intervals, spectral_density
@@ -142,6 +142,7 @@ def comparison(*runs: Run, steps: range | None = None, width: float = WIDTH) -> 
 
     Source: "A Walk with SGD", Figures 1 and 2 show GD and SGD so.
     """
+    check_runs(runs)
     columns = [
         _Column("loss", "Full training loss"),
         _Column("cosine", "Cosine of consecutive gradients", _cosine_axis),
@@ -161,6 +162,7 @@ def heights(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pic
 
     Source: "A Walk with SGD", Table 2 gives its mean over an epoch.
     """
+    check_runs(runs)
     caption = "Half the sum of the losses at both ends of a segment less the lowest loss along it, in nats per example."
     columns = [_Column("height", "Height above the valley floor", _logarithmic)]
     return _over_steps(runs, "How high above the floor", caption, columns, steps, width, height=180)[0]
@@ -172,6 +174,7 @@ def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
     >>> progress(run).title
     'How far each step reaches'
     """
+    check_runs(runs)
     columns = [
         _Column("update_ratio", "Update ratio", _logarithmic, ("update_norm", "param_norm")),
         _Column("directness", "Directness", _share_axis, ("update_norm", "next_distance")),
@@ -194,6 +197,7 @@ def measures(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
     >>> measures(run).title
     'Measures'
     """
+    check_runs(runs)
     names = list(dict.fromkeys(name for run in runs for name in plain_measures(run)))
     if not names:
         raise InputError("None of these runs has a column of a measure: pass measures={...} to watch() to have one.")
@@ -212,6 +216,7 @@ def alpha_star(*runs: Run, steps: range | None = None, width: float = WIDTH) -> 
     >>> alpha_star(run).title
     'Where each step should have ended'
     """
+    check_runs(runs)
     low = -0.25
 
     def finish(ax: Axes, lines: list[pd.Series]) -> str:
@@ -258,6 +263,7 @@ def training(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
     >>> training(run).title
     'Training'
     """
+    check_runs(runs)
     tables = [within(run.steps, steps) for run in runs]
     columns = [_Column("loss", "Full training loss")]
     if any(table["batch_loss"].notna().any() for table in tables):

@@ -141,7 +141,12 @@ class Here:
 
 
 class Measure(Protocol):
-    """A function of :class:`Here`; one with a memory also has ``state_dict`` and ``load_state_dict``."""
+    """A function of :class:`Here`; one with a memory also has ``state_dict`` and ``load_state_dict``.
+
+    One that may be used in several walks, or can tell at once what it cannot measure, has a method ``for_walk(here)``:
+    :func:`sgdwalk.watch` calls it at θ_0, before training starts, and takes what it returns in this walk: another
+    measure with a memory of its own, or itself. It raises :class:`sgdwalk.InputError` where it could never be taken.
+    """
 
     def __call__(self, here: Here, /) -> Measured: ...
 
@@ -193,6 +198,20 @@ def columns(name: str, measured: Any) -> tuple[dict[str, float], dict[str, str]]
         if not math.isfinite(part):
             reasons[column] = f"the measure returned {float(part)}"
     return values, reasons
+
+
+def for_walk(name: str, measure: Callable[[Here], Measured], here: Here) -> Callable[[Here], Measured]:
+    """The measure to take in the walk that starts here.
+
+    Raises:
+        InputError: where the measure says that it cannot be taken in this walk.
+    """
+    if not hasattr(measure, "for_walk"):
+        return measure
+    try:
+        return measure.for_walk(here)  # pyright: ignore[reportFunctionMemberAccess]
+    except InputError as error:
+        raise InputError(f"measures[{name!r}] cannot be taken. {error}") from None
 
 
 def state_of(measure: Callable[[Here], Measured]) -> dict[str, Any] | None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sgdwalk.eigensolver import inner_products
 from sgdwalk.errors import InputError
 from sgdwalk.examples import example_gradients, example_losses
 from sgdwalk.objective import Forward, LossFunction
 from sgdwalk.operators import NoSecondDerivativeError, push, refuse_dead_ends
-from sgdwalk.outer_products import OuterProducts, inner_products
+from sgdwalk.outer_products import OuterProducts
 from sgdwalk.standing import LossOptions, StandingLoss
 
 

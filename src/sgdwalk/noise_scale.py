@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sgdwalk.distributions import student_t_975
 from sgdwalk.draws import generator
+from sgdwalk.eigensolver import inner_products
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.noise import gradient_noise
 from sgdwalk.objective import Forward, LossFunction
-from sgdwalk.outer_products import inner_products
 
 FEWEST_BATCHES = 3
 """Mini-batches without which there is no jackknife."""
@@ -202,12 +202,20 @@ class GradientNoiseScale:
         self.gradient: Literal["population", "data"] = gradient
         self.seed = seed
 
+    def for_walk(self, here: Here) -> GradientNoiseScale:
+        """Itself: it has no memory, and can be taken where there is a full loss."""
+        here.full_loss()
+        return self
+
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         loss = here.full_loss()
         sizes = loss.data.sizes
         whole = [index for index, size in enumerate(sizes) if size == max(sizes)]  # a ragged last batch is another B
-        if len(whole) < 2 or (self.gradient == "data" and len(whole) < len(sizes)):
-            return {"value": Undefined(f"{len(whole)} of {len(sizes)} evaluation batches are mini-batches of one size")}
+        if len(whole) < 2:
+            return {"value": Undefined(f"{len(whole)} mini-batch of {max(sizes)} examples; at least 2 are needed")}
+        if self.gradient == "data" and len(whole) < len(sizes):
+            ragged = f"{len(whole)} of {len(sizes)} evaluation batches have {max(sizes)} examples"
+            return {"value": Undefined(f"{ragged}; gradient='data' needs all of one size")}
         draw = generator("mini-batches of the gradient noise scale", self.seed, here.step)
         chosen = [whole[i] for i in torch.randperm(len(whole), generator=draw)[: self.num_batches].tolist()]
         rows = torch.stack([loss.gradient(batches=[index]) for index in chosen])

@@ -72,6 +72,15 @@ class Operator:
         """Let go of what is kept between products; the operator can still be used."""
 
 
+def check_operator(matrix: Any, kind: type[Operator] = Operator) -> None:
+    """Raise where something else was passed for a matrix, such as the model."""
+    if not isinstance(matrix, kind):
+        raise InputError(
+            "An operator is wanted, such as sgdwalk.hessian(model, loss_fn, data) gives; got a "
+            f"{type(matrix).__name__}."
+        )
+
+
 class LossOperator(Operator):
     """A sum over evaluation batches of symmetric maps, each taken from a graph at the site's present point.
 

@@ -15,16 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 
 from sgdwalk.draws import generator
-from sgdwalk.eigensolver import Eigenpairs, check_settings, extreme_eigenpairs
+from sgdwalk.eigensolver import Eigenpairs, check_settings, extreme_eigenpairs, inner_products
 from sgdwalk.errors import InputError
 from sgdwalk.objective import FullLoss
 from sgdwalk.operators import LARGEST_DENSE, LossOperator, free_bytes
 
 LARGEST_GRAM = 4_000
 """Rows of a matrix whose eigenvalues are all computed (about half a minute on one core): beyond it, by products."""
-
-_CONVERTED = 1 << 24
-"""Numbers converted to float64 at a time."""
 
 
 class OuterProducts(LossOperator):
@@ -209,15 +206,6 @@ class OuterProducts(LossOperator):
         others = torch.randn(k - rank, self.size, generator=random, dtype=torch.float64).to(vectors)
         orthonormal = torch.linalg.qr(normalize(torch.cat([vectors, others])).T).Q.T
         return torch.nn.functional.pad(values[:rank], (0, k - rank)), orthonormal.contiguous()
-
-
-def inner_products(rows: Tensor, others: Tensor) -> Tensor:
-    """The inner product of each row with each of the others, summed in float64.  # (m, d), (n, d) -> (m, n), CPU"""
-    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
-    width = max(1, _CONVERTED // (len(rows) + len(others)))
-    for part, other in zip(rows.split(width, 1), others.split(width, 1), strict=True):
-        total += part.to(torch.float64) @ other.to(torch.float64).T
-    return total.cpu()
 
 
 def _above_rounding(values: Tensor, size: int) -> Tensor:

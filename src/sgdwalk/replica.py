@@ -29,6 +29,9 @@ _HOOK_TABLES = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+MOST_NAMES = 20
+"""Names of parameters that are listed in a message."""
+
 _OWN_ATTRIBUTES = frozenset({*nn.Module().__dict__, "track_running_stats", "_compiled_call_impl"})
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 
@@ -72,7 +75,8 @@ def select(own: Sequence[str], names: Sequence[str]) -> list[int]:
         )
     for name in names:
         if not any(_belongs(each, name) for each in own):
-            raise InputError(f"There is no parameter or layer {name!r} to differentiate by; there is {', '.join(own)}.")
+            listed = ", ".join(own[:MOST_NAMES]) + (", …" if len(own) > MOST_NAMES else "")
+            raise InputError(f"There is no parameter or layer {name!r} to differentiate by; there is {listed}.")
     return [index for index, each in enumerate(own) if any(_belongs(each, name) for name in names)]
 
 
@@ -118,6 +122,11 @@ class Site:
     def occupied(self) -> contextlib.AbstractContextManager[None]:
         """Bring the site up to date with the model; on leaving, the model is bitwise what it was."""
         raise AssertionError("abstract")
+
+    def stands_here(self) -> bool:
+        """Whether every parameter of the module is bitwise the model's own, as it is now."""
+        pairs = zip(self.source.parameters(), self.module.parameters(), strict=False)
+        return all(own.shape == copied.shape and torch.equal(own.detach().to(copied), copied) for own, copied in pairs)
 
     def fingerprint(self) -> bytes:
         """Digest of what the loss reads besides the walked parameters: other parameters, buffers, plain attributes."""

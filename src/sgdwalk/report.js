@@ -7,10 +7,10 @@
   function prepare(element) {
     const runs = JSON.parse(element.dataset.runs);
     const [first, last] = JSON.parse(element.dataset.steps);
-    const steps = [...new Set(runs.flatMap((run) => data.runs[run].steps))]
+    const columns = JSON.parse(element.dataset.columns);
+    const steps = [...new Set(runs.flatMap((run) => told(data.runs[run], columns)))]
       .filter((step) => step >= first && step <= last)
       .sort((a, b) => a - b);
-    const columns = JSON.parse(element.dataset.columns);
     const plot = { element, runs, steps, columns, spans: "spans" in element.dataset };
     plot.views = [...element.querySelectorAll("svg")].map((svg) => ({
       svg,
@@ -42,6 +42,14 @@
     element.addEventListener("focus", () => element.matches(":focus-visible") && choose(plot, plot.now));
     element.addEventListener("keydown", (event) => key(plot, event));
     return plot;
+  }
+
+  // The steps of a run at which there is something to tell of some columns, a value or why it is undefined.
+  function told(run, columns) {
+    const values = columns.map((column) => run.columns[column] || []);
+    const reasons = ["segment", ...columns].map((column) => run.reasons[column] || {});
+    return run.steps.filter((step, index) =>
+      values.some((column) => (column[index] ?? null) !== null) || reasons.some((column) => step in column));
   }
 
   function make(tag, className, text) {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sgdwalk.errors import InputError
 from sgdwalk.examples import example_losses
 from sgdwalk.objective import LossFunction
-from sgdwalk.operators import LossOperator, NoSecondDerivativeError, refuse_dead_ends
+from sgdwalk.operators import LossOperator, NoSecondDerivativeError, lacks_second_derivative, refuse_dead_ends
 from sgdwalk.standing import LossOptions, StandingLoss
 
 
@@ -25,11 +25,13 @@ class ResidualOperator(LossOperator):
     def product(self, vector: Tensor) -> Tensor:
         try:
             return super().product(vector)
-        except NoSecondDerivativeError:
+        except (NoSecondDerivativeError, RuntimeError) as error:
+            if not lacks_second_derivative(error):
+                raise
             raise InputError(
                 "The model computes with a kernel that has no second derivative, which R is made of: replace it by one "
                 "that has (for attention, the math backend is taken already)."
-            ) from None
+            ) from error
 
     def build(self, index: int, leaves: list) -> tuple[Tensor, ...]:
         losses = example_losses(self.full_loss, *self.full_loss.outputs(index), self.full_loss.data.sizes[index])

@@ -15,7 +15,7 @@ from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import FullLoss, LossFunction
 from sgdwalk.operators import HessianOperator
-from sgdwalk.stability import stability_of
+from sgdwalk.stability import kind_of, stability_of
 from sgdwalk.standing import LossOptions, StandingLoss
 
 NUM_BATCHES = 20
@@ -108,6 +108,11 @@ class BatchSharpness:
         self.num_batches = num_batches
         self.seed = seed
 
+    def for_walk(self, here: Here) -> BatchSharpness:
+        """Itself: it has no memory, and can be taken where there is a full loss."""
+        here.full_loss()
+        return self
+
     def __call__(self, here: Here) -> dict[str, float | Undefined]:
         draw = generator("mini-batches of batch sharpness", self.seed, here.step)
         result = _measure(here.full_loss(), self.num_batches, draw)
@@ -152,7 +157,7 @@ def _curvature_along_gradient(loss: FullLoss, index: int) -> tuple[float, float]
 
 def _threshold(here: Here) -> tuple[float | None, str]:
     """2/η less the L2 term, or why there is no number to compare with: there is one for SGD without momentum."""
-    if not here.optimizers or any(type(optimizer) is not torch.optim.SGD for optimizer in here.optimizers):
+    if not here.optimizers or any(kind_of(optimizer) is not torch.optim.SGD for optimizer in here.optimizers):
         return None, "2/η is what SGD's batch sharpness is compared with, and the optimizer is another one"
     if any(group["momentum"] for optimizer in here.optimizers for group in optimizer.param_groups):
         return None, "with momentum the batch sharpness is not compared with 2/η"

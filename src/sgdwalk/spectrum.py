@@ -14,7 +14,8 @@ from sgdwalk.draws import generator
 from sgdwalk.eigensolver import NOT_SYMMETRIC, Basis
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
-from sgdwalk.operators import Operator
+from sgdwalk.operators import Operator, check_operator
+from sgdwalk.text import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def trace(matrix: Operator, *, num_products: int = 60, seed: int = 0) -> TraceEs
     """
     if isinstance(num_products, bool) or not isinstance(num_products, int) or num_products < 12:
         raise InputError(f"num_products={num_products!r}: a trace with a standard error needs at least 12 products.")
+    check_operator(matrix)
     with isolated(matrix.device):
         return _trace(matrix, num_products, seed)
 
@@ -99,6 +101,13 @@ class SpectralDensity:
     size: int
     num_products: int
 
+    def __repr__(self) -> str:
+        probes, steps = self.nodes.shape
+        return (
+            f"SpectralDensity({count(probes, 'probe')} of {steps} steps, eigenvalues from {self.nodes.min():.4g} to "
+            f"{self.nodes.max():.4g}, {self.num_products} products)"
+        )
+
     def density(self, grid: ArrayLike, *, width: float) -> NDArray[np.float64]:
         """The density at the points of a grid, each node widened to a normal curve of deviation ``width``.
 
@@ -140,6 +149,7 @@ def spectral_density(matrix: Operator, *, num_probes: int = 4, num_steps: int = 
     for name, number in (("num_probes", num_probes), ("num_steps", num_steps)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise InputError(f"{name}={number!r}: an integer of at least 1 is wanted.")
+    check_operator(matrix)
     with isolated(matrix.device):
         return _density(matrix, num_probes, num_steps, seed)
 

@@ -21,6 +21,7 @@ Source: Cohen et al., 2021 (arXiv 2103.00065), for gradient descent with and wit
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class Stability:
     Attributes:
         threshold: largest stable eigenvalue of the Hessian of L, or of P⁻¹ (H + l2 I) where there is a preconditioner;
             None where none is known.
-        reason: why there is no threshold or no preconditioner yet; empty otherwise.
+        reason: why there is no threshold, or no preconditioner for one that goes with it; empty otherwise.
         preconditioner: the diagonal of P, as the last update had it; None where the optimizer has none.  # (d,)
         l2: the L2 term that goes through the preconditioner; 0 without one.
     """
@@ -58,7 +59,8 @@ def stability_threshold(optimizer: Optimizer | Sequence[Optimizer]) -> Stability
 
     2/η for SGD, (2 + 2β) / ((1 - τ) η) with momentum β and dampening τ, (2 + 2β) / ((1 + 2β) η) with Nesterov's, each
     less the L2 term γ; on the preconditioned Hessian (2 + 2β₁) / ((1 - β₁) η) for Adam, (2 - ηγ)(1 + β₁) / ((1 - β₁) η)
-    for AdamW and (2 + 2β) / η for RMSprop. None of them is a bound for mini-batch training.
+    for AdamW and (2 + 2β) / η for RMSprop. None of them is a bound for mini-batch training. A subclass of one of these
+    that leaves ``step`` as it is has the same threshold.
 
     Args:
         optimizer: the optimizer, or a list of those that together make one update.
@@ -85,7 +87,7 @@ def stability_of(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parame
     """The same for some of the optimizers' parameters, the preconditioner in their order."""
     if not optimizers:
         return Stability(None, "no optimizer is known")
-    kinds = {type(optimizer) for optimizer in optimizers}
+    kinds = {kind_of(optimizer) for optimizer in optimizers}
     if len(kinds) > 1:
         return Stability(
             None, f"several optimizers ({', '.join(sorted(kind.__name__ for kind in kinds))}) share the update"
@@ -109,7 +111,20 @@ def stability_of(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parame
         none_yet = f"{kind.__name__} has no preconditioner before its first update of every parameter"
         return Stability(threshold, reason or none_yet)
     preconditioner = torch.cat([scale.reshape(-1) for scale in scales if scale is not None])
+    zeros = int((~(preconditioner > 0)).sum())
+    if zeros:  # eps=0, and coordinates that never had a gradient
+        none_there = (
+            f"{zeros:,} of the {len(preconditioner):,} coordinates of {kind.__name__}'s preconditioner are zero"
+        )
+        return Stability(threshold, reason or none_there, None, coupled[0])
     return Stability(threshold, reason, preconditioner, coupled[0])
+
+
+def kind_of(optimizer: Optimizer) -> type[Optimizer]:
+    """The optimizer's class, or the one that it inherits ``step`` from where that one's threshold is known."""
+    step = inspect.unwrap(type(optimizer).step)  # torch wraps the step of each class whose instances it has seen
+    inherited = (kind for kind in type(optimizer).__mro__ if kind in _THRESHOLDS and inspect.unwrap(kind.step) is step)
+    return next(inherited, type(optimizer))
 
 
 def _common_threshold(kind: type[Optimizer], chosen: Sequence[dict[str, Any]]) -> tuple[float | None, str]:

@@ -50,7 +50,13 @@ class StandingLoss(FullLoss):
         parameters: Sequence[str] | None = None,
         forward: Forward | None = None,
         partition_seed: int | None = 0,
+        **unknown: Any,
     ):
+        if unknown:  # options come through functions of several names, so that Python would name this class
+            raise InputError(
+                f"There is no option {', '.join(map(repr, unknown))}: besides the arguments in its documentation this "
+                f"function takes {', '.join(LossOptions.__annotations__)}."
+            )
         if batchnorm not in ("train", "eval"):
             raise InputError(f"batchnorm={batchnorm!r} does not exist; there is 'train' and 'eval'.")
         layers = batchnorm == "train" and bool(batchnorm_layers(bare_module(model)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import totals
+from sgdwalk.analysis import edge_ratios, measure_columns, totals
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def describe(run: Run) -> list[str]:
     """What a walk did, in five plain sentences: how far it was watched, its bounces, its barriers, its turns, its way.
+
+    And one more for each of its measures that has a threshold: how near it came.
 
     >>> len(describe(run))
     5
@@ -28,6 +30,7 @@ def describe(run: Run) -> list[str]:
         _about_barriers(run, numbers),
         _about_turns(numbers),
         _about_the_way(numbers),
+        *_about_edges(run),
     ]
 
 
@@ -99,6 +102,31 @@ def _about_the_way(numbers: dict[str, Any]) -> str:
     if math.isnan(numbers["directness"]):
         return f"{way}."
     return f"{way}, which is {number(100 * numbers['directness'])} % of the length of the path it took."
+
+
+MOST_EDGES = 4
+"""More measures with a threshold are left to the figures."""
+
+
+def _about_edges(run: Run) -> list[str]:
+    """How measures stand to their thresholds, spectral norm and batch sharpness to 2/η, say; by endings of columns."""
+    names = [name for name in measure_columns(run) if f"{name}_threshold" in run.steps][:MOST_EDGES]
+    return [_about_edge(run.steps, name, plain(name.replace("_", " "), 40)) for name in names]
+
+
+def _about_edge(steps: pd.DataFrame, name: str, said: str) -> str:
+    ratios, values = edge_ratios(steps, name), steps[name].dropna()
+    if len(ratios):
+        last = f"{number(values.loc[ratios.index[-1]])} at step {ratios.index[-1]:,}"
+        over = f"{int((ratios > 1).sum()):,} of {count(len(ratios), 'measured step')}"
+        return f"Its {said} was {last}, {number(ratios.iloc[-1])} times its threshold, and above that at {over}."
+    column = f"{name}_threshold" if len(values) else name
+    reasons = steps[f"{column}_reason"].dropna() if f"{column}_reason" in steps else values[:0]
+    why = f": {plain(reasons.iloc[-1])}" if len(reasons) else ""
+    if values.empty:
+        return f"Its {said} is unknown{why}."
+    last = f"{number(values.iloc[-1])} at step {values.index[-1]:,}"
+    return f"Its {said} was {last}; there is no threshold to compare it with{why}."
 
 
 def describe_together(runs: Sequence[Run]) -> list[str]:

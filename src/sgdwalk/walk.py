@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,12 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
             self._disable("walk", error)
 
     return guarded
+
+
+def learning_rate(optimizers: Sequence[Optimizer]) -> float:
+    """Of the first parameter group; NaN where there is none."""
+    rate = optimizers[0].param_groups[0].get("lr") if optimizers else None
+    return NAN if rate is None else float(rate)
 
 
 def _close_if_alive(reference: weakref.ref[Walk]) -> None:
@@ -275,8 +281,7 @@ class Walk:
     def _depart(self) -> None:
         self._journal.commit_if_due()
         if self._optimizers:
-            rate = self._optimizers[0].param_groups[0].get("lr")
-            self._learning_rate = NAN if rate is None else float(rate)
+            self._learning_rate = learning_rate(self._optimizers)
         moved, added = self._trajectory.depart(self._parameters())
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -20,7 +21,7 @@ from sgdwalk.data import EvaluationData, evaluation_data
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
 from sgdwalk.hooks import bare_optimizer
 from sgdwalk.journal import Journal
-from sgdwalk.measures import At, Here, Measured
+from sgdwalk.measures import At, Here, Measured, for_walk
 from sgdwalk.measuring import Measuring
 from sgdwalk.objective import Forward, LossFunction
 from sgdwalk.provenance import check_resumable, provenance
@@ -29,7 +30,7 @@ from sgdwalk.replica import bare_module, batchnorm_layers
 from sgdwalk.run import STEP_TABLE_COLUMNS
 from sgdwalk.store import START_FILE, RunWriter, fsync_folder, holds_run
 from sgdwalk.trajectory import Trajectory
-from sgdwalk.walk import Walk
+from sgdwalk.walk import Walk, learning_rate
 from sgdwalk.when import StepPredicate, When, describe, every
 
 Measures = Mapping[str, Callable[[Here], Measured] | At]
@@ -140,6 +141,7 @@ def watch(
                 "none. Give it steps of its own: sgdwalk.at(sgdwalk.every(10), measure)."
             )
         schedules[key] = _bound(measure.when if isinstance(measure, At) else when, steps_per_epoch)
+    functions = _for_this_walk(functions, measuring, trajectory, optimizers)
     unchecked = measuring.begin() if measuring is not None else []
     settings = {
         "when": None if when is None else describe(when),
@@ -264,10 +266,33 @@ def _check_measures(measures: Mapping[str, Any]) -> None:
     for name, measure in measures.items():
         if name in (*STEP_TABLE_COLUMNS, "step") or name.endswith("_reason"):
             raise InputError(f"A measure cannot be named {name!r}, which is a column of its own: choose another name.")
-        if not callable(measure.measure if isinstance(measure, At) else measure):
+        function = measure.measure if isinstance(measure, At) else measure
+        if isinstance(function, type):
+            raise InputError(
+                f"measures[{name!r}] is the class {function.__name__}: pass an instance of it, {function.__name__}()."
+            )
+        if not callable(function):
             raise InputError(
                 f"measures[{name!r}] is {measure!r}, which is not callable: pass f(here) or sgdwalk.at(when, f)."
             )
+
+
+def _for_this_walk(
+    functions: dict[str, Callable[[Here], Measured]],
+    measuring: Measuring | None,
+    trajectory: Trajectory,
+    optimizers: list[Optimizer],
+) -> dict[str, Callable[[Here], Measured]]:
+    """The measures that this walk takes, after each that can has said whether it can be taken at all."""
+    if not functions:
+        return functions
+    full_loss = None if measuring is None else measuring.full_loss
+    here = Here(0, None, learning_rate(optimizers), trajectory.start, full_loss, None, optimizers)
+    with contextlib.nullcontext() if full_loss is None else full_loss.evaluating():
+        try:
+            return {name: for_walk(name, function, here) for name, function in functions.items()}
+        finally:
+            here.leave()
 
 
 def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
