@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 import sgdwalk
-from sgdwalk.paper import claims, data, registry, sweep, trainings
-from sgdwalk.paper.config import Experiment
+from sgdwalk import cli
+from sgdwalk.paper import claims, data, estimate, registry, sweep, trainings
+from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.models import build
 from sgdwalk.paper.run import judge, open_runs, reproduce
 from sgdwalk.paper.sweep import is_trained, train_all, training_name
@@ -81,6 +82,57 @@ def test_tables_hold_the_numbers_of_the_steps_shown(smoke, no_training):
     segments = pd.read_csv(page.path.parent / "fig19-segments.csv")
     assert len(segments) == 20 * 11
     assert segments["loss"].tolist() == run.segments.query("20 <= step < 40")["loss"].tolist()
+
+
+def test_several_figures_are_one_command(smoke, no_training, capsys):
+    assert cli.main(["reproduce", "fig19", "fig18", "--scale", "smoke", "--out", str(smoke)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("fig18-smoke") < printed.index("fig19-smoke")  # in the paper's order
+    assert printed.count("Page: ") == 2
+
+
+def test_a_dry_run_tells_what_is_missing_and_starts_nothing(smoke, no_training, tmp_path, capsys):
+    assert cli.main(["reproduce", "all", "--scale", "smoke", "--out", str(smoke), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("0 trainings are missing: 0 s of work on cpu")
+    assert cli.main(["reproduce", "fig17", "--scale", "smoke", "--out", str(tmp_path), "--dry-run", "--jobs", "2"]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert total.startswith("2 trainings are missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_is_the_work_at_the_rate_that_was_timed(monkeypatch):
+    monkeypatch.setattr(estimate, "_examples_per_second", lambda experiment, device: (1000.0, 10))
+    short, long = TINY, replace(TINY, epochs=20)
+    found = estimate.estimate([short, long])
+    assert [each.seconds for each in found] == [short.work / 1000, long.work / 1000]
+    # SGD's 4 updates an epoch cost 3/4 of a pass over 120 examples each, their segments 2 passes
+    assert short.work == pytest.approx(120 * 8 * (3 / 4 + 2))
+    assert found[1].bytes > found[0].bytes > 0
+
+
+def test_the_rate_is_timed_on_the_network_itself(monkeypatch):
+    monkeypatch.setattr(estimate, "TIMED_SECONDS", 0.05)
+    rate, num_parameters = estimate._examples_per_second(
+        Experiment(dataset="cifar10", network="resnet", blocks=1), "cpu"
+    )
+    assert rate > 0
+    assert num_parameters > 10_000
+
+
+def test_trainings_are_dealt_out_to_the_least_busy_device(tmp_path, monkeypatch):
+    started = []
+    original = sweep._Training
+
+    def note(experiment, folder, data_dir, execution):
+        started.append(execution.num_threads)  # stands for a device
+        return original(experiment, folder, data_dir, execution)
+
+    monkeypatch.setattr(sweep, "_Training", note)
+    experiments = [replace(TINY, seed=seed) for seed in range(3)]
+    assert train_all(experiments, tmp_path, jobs=2, executions=[Execution(num_threads=1), Execution(num_threads=2)])
+    assert started[:2] == [1, 2]
+    assert len(started) == 3
 
 
 def test_a_page_is_replaced_as_a_whole(smoke, no_training):
