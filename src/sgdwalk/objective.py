@@ -44,6 +44,11 @@ class LossSums:
         return LossSums(self.sums[:batches], self.counts[:batches])
 
 
+def as_sums(pairs: Sequence[tuple[Tensor | float, Tensor | float]]) -> LossSums:
+    """Sums and counts of batches, which may still be on a device, as numbers."""
+    return LossSums(_floats([value for value, _ in pairs]), _floats([count for _, count in pairs]))
+
+
 def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     """``(model(input), target)`` of an (input, target) batch."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
@@ -85,8 +90,7 @@ class FullLoss:
 
     def sums(self, batches: int | None = None) -> LossSums:
         """The loss summed over the first ``batches`` batches (all by default) at the site's present point."""
-        pairs = [self.batch(index) for index in range(len(self.data) if batches is None else batches)]
-        return LossSums(_floats([value for value, _ in pairs]), _floats([count for _, count in pairs]))
+        return as_sums([self.batch(index) for index in range(len(self.data) if batches is None else batches)])
 
     def gradient(self, leaves: Sequence[nn.Parameter] | None = None, batches: Sequence[int] | None = None) -> Tensor:
         """∇L at the site's point, flat; by all walked parameters over all batches, or by and over some.  # (d,)"""
@@ -149,6 +153,10 @@ class FullLoss:
             return tensor
 
         return map_tensors(prepare, batch)
+
+    def prepared(self, index: int) -> Any:
+        """An evaluation batch as the site's module takes it: on its device, in its dtype and memory format."""
+        return self._prepared(self.data[index])
 
     def batch(self, index: int) -> tuple[Tensor | float, Tensor | float]:
         batch = self.data[index]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums
+from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums, as_sums, is_out_of_memory
 from sgdwalk.params import lerp_into
 from sgdwalk.records import NAN, SegmentPoint
+from sgdwalk.shared_layer import GROUP_BYTES, SharedLayer, find_shared_layer
 
 
 def grid(num_points: int) -> list[float]:
@@ -24,6 +27,13 @@ def exact_segment(
 
     To be called inside ``full_loss.evaluating()``; afterwards the site stands at the segment's end.
     """
+    shared = find_shared_layer(full_loss)
+    if shared is not None:
+        try:
+            return _with_shared_layer(full_loss, start, end, num_points, known_start, shared)
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
     losses = []
     for alpha in grid(num_points):
         if alpha == 0.0 and known_start is not None:
@@ -32,6 +42,42 @@ def exact_segment(
         lerp_into(full_loss.site.targets, start, end, alpha)
         losses.append(full_loss.sums())
     return losses
+
+
+def _with_shared_layer(
+    full_loss: FullLoss,
+    start: Sequence[Tensor],
+    end: Sequence[Tensor],
+    num_points: int,
+    known_start: LossSums | None,
+    shared: SharedLayer,
+) -> list[LossSums]:
+    """The same, batch group by batch group, so that a group's inputs and first outputs serve all points."""
+    alphas = [alpha for alpha in grid(num_points) if alpha > 0.0 or known_start is None]
+    pairs: dict[float, list[Any]] = {alpha: [] for alpha in alphas}
+    with shared.installed(start, end):
+        for group in _groups(full_loss, shared.layer.out_features):
+            batches = {index: full_loss.prepared(index) for index in group}
+            for alpha in alphas:
+                lerp_into(full_loss.site.targets, start, end, alpha)
+                for index, batch in batches.items():
+                    shared.at(alpha, index, batch[0])
+                    output, target = full_loss.forward(full_loss.site.module, batch)
+                    pairs[alpha].append(full_loss.sum_and_count(output, target, full_loss.data.sizes[index]))
+            shared.forget()
+    losses = [as_sums(pairs[alpha]) for alpha in alphas]
+    return losses if known_start is None else [known_start, *losses]
+
+
+def _groups(full_loss: FullLoss, out_features: int) -> Iterator[range]:
+    """Runs of evaluation batches whose inputs and first outputs at both ends fit into the memory set aside."""
+    inputs = full_loss.data[0][0]
+    rows = len(inputs) if inputs.dim() else 1
+    itemsize = full_loss.site.leaves[0].element_size()
+    per_example = inputs.numel() // max(rows, 1) * inputs.element_size() + 2 * out_features * itemsize
+    length = max(1, GROUP_BYTES // max(1, per_example * max(full_loss.data.sizes)))
+    for low in range(0, len(full_loss.data), length):
+        yield range(low, min(low + length, len(full_loss.data)))
 
 
 def loss_noise(

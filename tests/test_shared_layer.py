@@ -1,0 +1,191 @@
+"""A first linear layer's outputs serve all points of a segment; wherever they could not, the layer itself is used."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear, relu
+
+import sgdwalk
+from sgdwalk import segment, shared_layer
+
+NUM_POINTS = 4
+
+
+class Net(nn.Module):
+    """40-8-3 with BatchNorm, and places to change what happens before and in the first layer."""
+
+    def __init__(self, first=None, before=lambda x: x, bias=True):
+        super().__init__()
+        self.first = nn.Linear(40, 8, bias=bias) if first is None else first
+        self.norm, self.last = nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.before = before
+
+    def forward(self, x):
+        return self.last(torch.relu_(self.norm(self.first(self.before(x)))))
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
+class Twice(Net):
+    def forward(self, x):
+        return self.last(relu(self.first(x)) + relu(self.first(2 * x)))
+
+
+class Tied(Net):
+    def __init__(self):
+        super().__init__()
+        self.also = nn.Linear(40, 8)
+        self.also.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(relu(self.first(x)) - self.also(x))
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """How many products with ends of a segment were made."""
+    made = []
+
+    def counted(*arguments):
+        made.append(arguments[0].shape)
+        return linear(*arguments)
+
+    monkeypatch.setattr(shared_layer, "linear", counted)
+    return made
+
+
+def walk(model, *, updates=2, **options):
+    """A few updates of SGD on 50 examples in batches of 12, watched; the losses beside those of a float64 twin."""
+    torch.manual_seed(1)
+    inputs, targets = torch.randn(50, *options.pop("shape", (40,))), torch.randint(3, (50,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    options = {"batch_size": 12, "num_points": NUM_POINTS, "on_error": "raise", **options}
+    twins = []
+    with sgdwalk.watch(model, optimizer, cross_entropy, (inputs, targets), **options) as watched:
+        batches = [tuple(tensor.clone() for tensor in batch) for batch in watched.batches()]
+        for _ in range(updates):
+            before = copy.deepcopy(model)
+            optimizer.zero_grad()
+            cross_entropy(model(inputs[:12].clone()), targets[:12]).backward()
+            optimizer.step()
+            twins.append([twin(before, model, k / NUM_POINTS, batches) for k in range(NUM_POINTS + 1)])
+    losses = watched.run.segments.pivot_table(index="step", columns="alpha", values="loss").to_numpy()
+    return losses, twins
+
+
+def twin(start, end, alpha, batches):
+    """The mean loss at (1 - α) θ_t + α θ_{t+1}, all in float64 and with the whole model."""
+    model = copy.deepcopy(end).double()
+    for parameter, a, b in zip(model.parameters(), start.parameters(), end.parameters(), strict=True):
+        parameter.data = (1 - alpha) * a.detach().double() + alpha * b.detach().double()
+    model.train()
+    with torch.no_grad():
+        total = sum(cross_entropy(model(x.double()), y, reduction="sum") for x, y in batches)
+    return float(total) / sum(len(y) for _, y in batches)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Net(),
+        lambda: Net(bias=False),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(40, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
+    ],
+    ids=["batchnorm", "no bias", "flattened, in place"],
+)
+def test_two_products_serve_all_points(model, products):
+    torch.manual_seed(0)
+    losses, twins = walk(model())
+    assert len(products) == 2 * 2 * 5  # both ends, two segments, five batches
+    for step, wanted in enumerate(twins):
+        assert losses[step] == pytest.approx(wanted, rel=2e-6, abs=1e-7)
+
+
+def test_a_flattened_image_counts_as_the_batch(products):
+    torch.manual_seed(0)
+    losses, twins = walk(nn.Sequential(nn.Flatten(), nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3)), shape=(5, 8))
+    assert len(products) == 2 * 2 * 5
+    assert losses[1] == pytest.approx(twins[1], rel=2e-6)
+
+
+def hooked():
+    model = Net()
+    model.first.register_forward_hook(lambda layer, arguments, output: output * 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (lambda: Net(first=OwnLinear(40, 8)), {}),
+        (lambda: Net(before=lambda x: x * 2), {}),
+        (lambda: Net(before=lambda x: x.mul_(1.0)), {}),
+        (lambda: Twice(), {}),
+        (lambda: Tied(), {}),
+        (hooked, {}),
+        (lambda: Net(first=nn.utils.parametrizations.weight_norm(nn.Linear(40, 8))), {}),
+        (lambda: Net(), {"evaluate_on": "model"}),
+        (lambda: Net(), {"forward": lambda model, batch: (model(batch[0]), batch[1])}),
+    ],
+    ids=[
+        *("own forward", "another input", "writes to its input", "called twice", "tied", "hooked", "parametrized"),
+        *("on the model itself", "own forward function"),
+    ],
+)
+def test_any_other_layer_is_evaluated_as_it_is(model, options, products):
+    torch.manual_seed(0)
+    losses, twins = walk(model(), **options)
+    assert products == []
+    for step, wanted in enumerate(twins):
+        assert losses[step] == pytest.approx(wanted, rel=2e-6, abs=1e-7)
+
+
+def test_a_layer_that_does_not_walk_is_evaluated_as_it_is(products):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD([*model.norm.parameters(), *model.last.parameters()], lr=0.5)
+    data = torch.randn(24, 40), torch.randint(3, (24,))
+    with sgdwalk.watch(model, optimizer, cross_entropy, data, batch_size=12, on_error="raise"):
+        cross_entropy(model(data[0]), data[1]).backward()
+        optimizer.step()
+    assert products == []
+
+
+def test_a_call_on_something_else_goes_through_the_layer_as_it_stands(products):
+    """The model takes another way after it was looked at: its calls are checked one by one."""
+    torch.manual_seed(0)
+    model = Net()
+    turns = []
+
+    def before(x):
+        turns.append(len(turns))
+        return x if len(turns) % 3 else x * 1.0
+
+    plain, _ = walk(copy.deepcopy(model))
+    model.before = before
+    losses, _ = walk(model)
+    assert len(products) > 0
+    assert losses == pytest.approx(plain, rel=2e-6)
+
+
+def test_groups_of_batches_give_the_same_losses(monkeypatch):
+    torch.manual_seed(0)
+    model = Net()
+    together, _ = walk(copy.deepcopy(model))
+    monkeypatch.setattr(segment, "GROUP_BYTES", 1)
+    one_by_one, _ = walk(copy.deepcopy(model))
+    assert (together == one_by_one).all()
+
+
+def test_the_layer_is_itself_again_after_a_failure():
+    torch.manual_seed(0)
+    model = Net()
+    layer = shared_layer.SharedLayer(model.first, 0, 1)
+    with pytest.raises(ZeroDivisionError), layer.installed(list(model.parameters()), list(model.parameters())):
+        raise ZeroDivisionError
+    assert "forward" not in model.first.__dict__
