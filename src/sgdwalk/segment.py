@@ -27,13 +27,13 @@ def exact_segment(
 
     To be called inside ``full_loss.evaluating()``; afterwards the site stands at the segment's end.
     """
-    shared = find_shared_layer(full_loss)
-    if shared is not None:
-        try:
+    try:
+        shared = find_shared_layer(full_loss)
+        if shared is not None:
             return _with_shared_layer(full_loss, start, end, num_points, known_start, shared)
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):  # where memory lacks, batches are cut below
+            raise
     losses = []
     for alpha in grid(num_points):
         if alpha == 0.0 and known_start is not None:

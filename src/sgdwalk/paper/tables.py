@@ -14,6 +14,8 @@ from sgdwalk.paper.judging import proportion_interval, student
 from sgdwalk.paper.trainings import Architecture
 
 UPDATES_IN_PAPERS_EPOCH = 450
+NAMES: Mapping[str, str] = {"vgg11": "VGG-11", "resnet56": "ResNet", "mlp": "MLP"}
+"""Networks as tables and charts call them; at a cut scale the ResNet has another depth."""
 PAPER_BARRIERS: Mapping[str, Mapping[int, int]] = {
     "vgg11": {1: 0, 10: 0, 25: 5, 100: 13},
     "resnet56": {1: 0, 10: 0, 25: 2, 100: 23},
@@ -53,7 +55,7 @@ def barriers(
             sampled = [run.steps[run.steps["epoch"] == epoch]["barrier"].dropna() for run in runs[network][1:]]
             rows.append(
                 {
-                    "network": network,
+                    "network": NAMES[network],
                     "epoch": epoch,
                     "paper_barriers": PAPER_BARRIERS[network][paper_epoch],
                     "paper_share": PAPER_BARRIERS[network][paper_epoch] / UPDATES_IN_PAPERS_EPOCH,
@@ -93,7 +95,7 @@ def heights(
             mean, half = student(values) if len(values) > 1 else (float(values.mean()), float("nan"))
             rows.append(
                 {
-                    "network": network,
+                    "network": NAMES[network],
                     "learning_rate": learning_rate,
                     "epoch": epoch,
                     "paper": PAPER_HEIGHTS[network, learning_rate][paper_epoch],
