@@ -98,7 +98,7 @@ CASES = {  # claim -> walks that make it supported, contradicted, not resolved
         {"sgd": walk(norm=lambda t: 15.0 if t % 4 else 5.0)},
     ),
     "distance": (
-        claims.distance("gd", 1.4, "", ""),
+        claims.distance("gd", 1.4, "", "", testable=True),
         {"gd": walk(distance=lambda t: 1.45)},
         {"gd": walk(distance=lambda t: 1.7)},
         {"gd": walk(distance=lambda t: 1.55)},

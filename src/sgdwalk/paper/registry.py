@@ -13,7 +13,18 @@ from sgdwalk.paper import charts, claims, protocols, tables
 from sgdwalk.paper.charts import Chart
 from sgdwalk.paper.config import Experiment
 from sgdwalk.paper.judging import Claim
-from sgdwalk.paper.trainings import ARCHITECTURES, CUTS, SCALES, TABLE_EPOCHS, Architecture, Scale, gd, our_epoch, sgd
+from sgdwalk.paper.trainings import (
+    ARCHITECTURES,
+    CUTS,
+    SCALES,
+    TABLE_EPOCHS,
+    Architecture,
+    Scale,
+    gd,
+    our_epoch,
+    sgd,
+    whole_network,
+)
 
 FigureId = Literal[
     "fig1",
@@ -197,20 +208,26 @@ def _gd_figure(id: FigureId, scale: Scale, architecture: Architecture) -> Figure
                         tables.PAPER_DISTANCE["gd"],
                         "the parameter distance from initialization during these 40 iterations reaches ~ 1.4",
                         "Section 3.1 (Figure 1)",
+                        testable=False,
                     ),
                 )
             )
+    walks = {role: f"GD, {reading}" for role, reading in READINGS.items()}
+    whole: dict[str, tuple[Experiment, ...]] = {}
+    if id == "fig1" and scale == "small":
+        whole = {"gd-whole": whole_network(scale, "mean"), "gd-sum-whole": whole_network(scale, "sum")}
+        walks |= {f"{role}-whole": f"GD, {reading}, whole network, 500 images" for role, reading in READINGS.items()}
     return Figure(
         id,
         scale,
         TITLES[id],
         f"Plots for {_published_name(architecture)} Epoch 1 trained using full batch Gradient Descent (GD).",
         (architecture,),
-        {"gd": gd(architecture, scale, "mean"), "gd-sum": gd(architecture, scale, "sum")},
+        {"gd": gd(architecture, scale, "mean"), "gd-sum": gd(architecture, scale, "sum"), **whole},
         tuple(found),
         panels=tuple(Panel(role, None, f"GD, {reading}") for role, reading in READINGS.items()),
         tables=(
-            _distances({role: f"GD, {reading}" for role, reading in READINGS.items()}, architecture, "gd"),
+            _distances(walks, architecture, "gd"),
             *(_parabolas(role, None, f"GD, {reading}") for role, reading in READINGS.items()),
         ),
     )
@@ -231,13 +248,17 @@ def _sgd_figure(id: FigureId, scale: Scale, architecture: Architecture, papers_e
     if id == "fig2":
         found.append(("", claims.underdamped("sgd", "SGD")))
         words = "the distance after 40 iterations is ~ 1.7, which is larger than the distance moved by GD"
-        found.append(
-            ("", claims.distance("sgd", tables.PAPER_DISTANCE["sgd"], words, "Section 3.1 (Figure 2)")),
-        )
+        walker = "sgd" if scale != "small" else "sgd-whole"
+        value, source = tables.PAPER_DISTANCE["sgd"], "Section 3.1 (Figure 2)"
+        found.append(("", claims.distance(walker, value, words, source, testable=True)))
     if id == "fig21":
         words = "according to our quantitative evaluation there is no barrier between any two consecutive iterations"
         found.append(("", claims.no_barrier("sgd", epoch, words, "Appendix A (Figure 21)")))
     walks = {"sgd": "SGD", **{role: f"GD, {reading}" for role, reading in READINGS.items()}}
+    whole: dict[str, tuple[Experiment, ...]] = {}
+    if id == "fig2" and scale == "small":
+        whole = {"sgd-whole": whole_network(scale)}
+        walks["sgd-whole"] = "SGD, whole network, 4,000 images"
     return Figure(
         id,
         scale,
@@ -248,6 +269,7 @@ def _sgd_figure(id: FigureId, scale: Scale, architecture: Architecture, papers_e
             "sgd": sgd(architecture, scale),
             "gd": gd(architecture, scale, "mean"),
             "gd-sum": gd(architecture, scale, "sum"),
+            **whole,
         },
         tuple(found),
         panels=(Panel("sgd", epoch, f"SGD, epoch {epoch}"),),
