@@ -32,6 +32,8 @@ class Source:
         mean, deviation: of each channel, by which pixels in [0, 1] are normalized, as in the authors' code.
         padding: of random crops, in pixels.
         first_labels: how the original training set begins; copies in another order exist.
+        lossless: whether the hub's images are.
+        whole: number of training images in the hub's copy where a part of it serves, too.
     """
 
     hub_id: str
@@ -44,6 +46,8 @@ class Source:
     deviation: tuple[float, ...]
     padding: int = 0
     first_labels: tuple[int, ...] = ()
+    lossless: bool = True
+    whole: int | None = None
 
 
 SOURCES: Mapping[str, Source] = {
@@ -68,6 +72,7 @@ SOURCES: Mapping[str, Source] = {
         mean=(0.4914, 0.4822, 0.4465),
         deviation=(0.2023, 0.1994, 0.2010),
         padding=4,
+        first_labels=(6, 9, 9, 4, 1, 1, 2, 7, 8, 3),
     ),
     "tiny-imagenet": Source(
         hub_id="zh-plus/tiny-imagenet",
@@ -78,6 +83,8 @@ SOURCES: Mapping[str, Source] = {
         rows={},
         mean=(0.485, 0.456, 0.406),
         deviation=(0.229, 0.224, 0.225),
+        lossless=False,
+        whole=100_000,
     ),
 }
 VALIDATION: Mapping[str, slice] = {"mnist": slice(50_000, 60_000), "cifar10": slice(45_000, 50_000)}
@@ -98,6 +105,8 @@ class Split:
     """(examples,), int64."""
     augmentation: Augmentation | None = None
     """How photographs are cropped and flipped."""
+    remarks: tuple[str, ...] = ()
+    """In what the files differ from the hub's."""
 
     def to(self, device: str) -> Split:
         """The same examples on a device."""
@@ -136,9 +145,12 @@ def remark(experiment: Experiment, training: Split) -> str:
     if experiment.dataset == "digits":
         return "scikit-learn's bundled 8×8 digits, not the paper's data."
     wanted = SOURCES[experiment.dataset].first_labels
+    said = list(training.remarks)
     if tuple(training.targets[: len(wanted)].tolist()) != wanted[: len(training.targets)]:
-        return f"A copy of {experiment.dataset} whose images are in another order: not the authors' training images."
-    return ""
+        said.append(
+            f"A copy of {experiment.dataset} whose images are in another order: not the authors' training images."
+        )
+    return " ".join(said)
 
 
 def _digits(num_train: int) -> tuple[Split, Split]:
@@ -165,6 +177,11 @@ def _images(experiment: Experiment, data_dir: Path | None) -> tuple[Split, Split
         held_out = table
         validation_rows = np.arange(len(table))[VALIDATION[experiment.dataset]]
     divisor = experiment.image_divisor
+    if len(chosen) < experiment.num_examples:
+        raise sgdwalk.InputError(
+            f"train of {source.hub_id} has {len(chosen):,} images of the classes that are used; wanted are "
+            f"{experiment.num_examples:,}: put the hub's train-*.parquet there, whole, or lower num_train."
+        )
     return (
         _as_split(source, table, chosen[: experiment.num_examples], divisor),
         _as_split(source, held_out, validation_rows[: experiment.num_validation], divisor),
@@ -273,6 +290,7 @@ def _as_split(source: Source, table: Any, rows: np.ndarray, divisor: int) -> Spl
 
     chosen = table.select(rows)
     mode = "L" if len(source.mean) == 1 else "RGB"  # some of Tiny-ImageNet's photographs are grey
+    formats: set[str | None] = set()
     pixels = np.empty((len(chosen), source.size, source.size, len(source.mean)), dtype=np.uint8)
     for index, each in enumerate(chosen[source.image]):
         image = Image.open(io.BytesIO(each["bytes"]))  # reads the header alone
@@ -282,6 +300,12 @@ def _as_split(source: Source, table: Any, rows: np.ndarray, divisor: int) -> Spl
                 f"way: put a whole copy of the hub's files at revision {source.revision} there."
             )
         pixels[index] = np.asarray(image.convert(mode)).reshape(source.size, source.size, -1)
+        formats.add(image.format)
+    remarks = ()
+    if source.lossless and "JPEG" in formats:
+        remarks = (f"A JPEG copy of {source.hub_id}: its pixels differ slightly from the original's.",)
+    if source.whole and len(table) != source.whole:
+        remarks = (f"A part of {source.hub_id}, {len(table):,} of {source.whole:,} images: a download gives others.",)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     if divisor > 1:
         images = torch.nn.functional.avg_pool2d(images, divisor)
@@ -289,6 +313,6 @@ def _as_split(source: Source, table: Any, rows: np.ndarray, divisor: int) -> Spl
     inputs = ((images - mean) / deviation).contiguous()  # (examples, channels, height, width)
     targets = torch.tensor(chosen["label"], dtype=torch.int64)
     if mode == "L":
-        return Split(inputs.flatten(1), targets)
+        return Split(inputs.flatten(1), targets, remarks=remarks)
     black = tuple(-m / d for m, d in zip(source.mean, source.deviation, strict=True))
-    return Split(inputs, targets, Augmentation(source.padding, black))
+    return Split(inputs, targets, Augmentation(source.padding // divisor, black), remarks)

@@ -37,6 +37,7 @@ def train(
     name: str | None = None,
     execution: Execution | None = None,
     resume: bool = False,
+    strict: bool = False,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int, float], None] = lambda num_done, num_updates, fraction: None,
 ) -> bool:
@@ -49,6 +50,7 @@ def train(
         name: what the run is called; the folder's name where not given.
         execution: threads, device, checkpoints.
         resume: go on from the newest checkpoint in ``folder``; the numbers are bitwise those of a run never stopped.
+        strict: a measurement that fails ends the training, instead of being recorded and switched off.
         stop: asked between two updates; once True, the state is saved and the training left.
         progress: called with updates done, updates planned and the fraction of the work done.
 
@@ -86,6 +88,7 @@ def train(
         measures=measures(experiment, model, training),
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
         resume=resume,
+        on_error="raise" if strict else "disable",
         config=record.describe(experiment, remark(experiment, training)),
     ) as walk:
         checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, execution)

@@ -129,7 +129,7 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
     Args:
         architecture: the network and its data.
         scale: how much of the published setting.
-        learning_rate: the second rate of an architecture (Table 2) is watched at every other update.
+        learning_rate: at another than the first of an architecture (Table 2) only the tables' epochs are watched.
     """
     tables = TABLE_EPOCHS[architecture]
     epochs = tuple(sorted({our_epoch(epoch, scale) for epoch in tables}))
@@ -138,7 +138,7 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
         plain = replace(plain, epochs=2 if scale == "smoke" else 1)  # 40 updates at least
         watched = replace(plain, watch_first=GD_UPDATES)
     elif learning_rate != 0.1:
-        watched = replace(plain, watch_epochs=epochs, watch_every=2)
+        watched = replace(plain, watch_epochs=epochs)
     else:
         watched = _watched_throughout(architecture, scale, plain, epochs)
     if scale == "smoke":

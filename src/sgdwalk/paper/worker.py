@@ -40,6 +40,7 @@ def main(request: str) -> int:
                 folder,
                 execution=Execution(**asked["execution"]),
                 resume=folder.joinpath("run.json").exists(),
+                strict=True,
                 stop=lambda: stop() or parent_gone,
                 progress=report,
             )
