@@ -216,7 +216,7 @@ def _gd_figure(id: FigureId, scale: Scale, architecture: Architecture) -> Figure
     whole: dict[str, tuple[Experiment, ...]] = {}
     if id == "fig1" and scale == "small":
         whole = {"gd-whole": whole_network(scale, "mean"), "gd-sum-whole": whole_network(scale, "sum")}
-        walks |= {f"{role}-whole": f"GD, {reading}, whole network, 500 images" for role, reading in READINGS.items()}
+        walks |= {f"{role}-whole": f"GD, {reading}, whole network, 300 images" for role, reading in READINGS.items()}
     return Figure(
         id,
         scale,
