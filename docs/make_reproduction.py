@@ -107,8 +107,8 @@ def summary(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """How many claims hold, fail, cannot be told."""
     yield "## The paper's statements"
     yield ""
-    yield "A statement is judged once for each figure, network and reading that it is made of. Statistics and thresholds"
-    yield "were fixed in the code (`src/sgdwalk/paper/claims.py`) before the trainings were run."
+    yield "A statement is judged once for each figure, network and reading that it is made of. Thresholds were set before"
+    yield "the trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/claims.py`."
     yield ""
     yield f"| id | what | {' | '.join(VERDICTS)} |"
     yield f"|---|---|{'---|' * len(VERDICTS)}"
@@ -159,11 +159,11 @@ def evaluation_noise(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         for row in rows(results, "table1", f"noise-{network}"):
             yield (
                 f"- {NETWORKS[network]}, epoch {row.epoch}: of {row.updates} updates {row.clean_barriers} cross a "
-                f"barrier by the clean evaluation and {row.authors_barriers} by the authors'; noise of the deviation "
-                f"that their repeated evaluations show ({row.deviation:.2g}) alone makes {row.expected_barriers:.1f} "
-                f"({row.expected_barriers_low:.0f} to {row.expected_barriers_high:.0f}). Mean height "
+                f"barrier by the clean evaluation and {row.authors_barriers} by the authors'; with noise of the "
+                f"deviation that their repeated evaluations show ({row.deviation:.2g}) added to the clean losses it is "
+                f"{row.expected_barriers:.1f} ({row.expected_barriers_low:.0f} to {row.expected_barriers_high:.0f}). Mean height "
                 f"{row.clean_height:.3g} clean, {row.authors_height:.3g} by theirs "
-                f"({row.authors_height / row.clean_height:.1f} times), {row.expected_height:.3g} expected of the noise."
+                f"({row.authors_height / row.clean_height:.1f} times), {row.expected_height:.3g} with the noise added."
             )
 
 
@@ -253,7 +253,7 @@ def provenance(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     known = {each["run"]: each for result in results.values() for each in result["trainings"]}
     for name in sorted(known):
         each = known[name]
-        made = f"torch {each['torch']}, {each['device']}, {each['num_threads']} thread, commit {(each['commit'] or '')[:10]}"
+        made = f"torch {each['torch']}, {each['device']}, {each['num_threads']} thread, commit {(each['commit'] or '')[:10]}{' with changes' if each['dirty'] else ''}"
         accuracy = f"{each['validation_accuracy']:.3f}"
         yield f"| {name} | {each['seed']} | {each['examples']} | {each['updates']} | {each['watched']} | {accuracy} | {made} |"
 

@@ -96,11 +96,15 @@ def banded_measures(run: Run) -> list[str]:
 
 
 def plain_measures(run: Run) -> list[str]:
-    """Columns of measures that belong to none with a threshold or an interval."""
+    """Columns of measures that belong to none with a threshold or an interval, and are no points of a curve.
+
+    Columns that end in a number, ``compare_fine_0`` to ``compare_fine_100`` say, are points of one curve.
+    """
     told = {
         column for name in (*thresholded_measures(run), *banded_measures(run)) for column in family(run.steps, name)
     }
-    return [name for name in measure_columns(run) if name not in told]
+    names = measure_columns(run)
+    return [name for name in names if name not in told and not name.rpartition("_")[2].isdigit()]
 
 
 def _is_reason(name: str, names: list[str]) -> bool:

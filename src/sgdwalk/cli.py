@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Train an MLP by SGD or by full-batch gradient descent, and watch it walk.
+    """Train a network by SGD or by full-batch gradient descent, and watch it walk.
 
     Along every watched update the full training loss is measured at α = 0, 0.1, …, 1 between the parameters before and
     after it. All goes into a run folder, OUT/NAME, which `sgdwalk show` and `sgdwalk report` read. Ctrl-C stops between
@@ -52,8 +52,8 @@ class Run:
     name: str | None = None
     """Name of the run and of its folder in OUT; DATASET-ALGORITHM where not given."""
     data_dir: Path | None = None
-    """For mnist: a folder that holds mnist/mnist/train-*.parquet, as the Hugging Face hub has it. Without it the hub's
-    own copy is downloaded, once."""
+    """Folder that holds the data sets as the Hugging Face hub has them: mnist/mnist/, cifar10/plain_text/ or
+    tiny-imagenet/data/ with train-*.parquet. Without it the hub's own copy is downloaded, once."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with a run that was stopped or killed, or start it where there is none. The numbers are bitwise those of a
     run that was never stopped."""
@@ -282,7 +282,7 @@ COMMANDS = {
     "list": List,
 }
 Command = (
-    Annotated[Run, tyro.conf.subcommand("run", description="Train an MLP and watch it walk.")]
+    Annotated[Run, tyro.conf.subcommand("run", description="Train a network and watch it walk.")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce", description="Reproduce figures and tables of the paper.")]
     | Annotated[Report, tyro.conf.subcommand("report", description="Make one HTML file of one or more runs.")]
     | Annotated[Show, tyro.conf.subcommand("show", description="Show a run in the terminal.")]

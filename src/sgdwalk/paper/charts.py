@@ -66,7 +66,7 @@ def heights(table: pd.DataFrame) -> Chart:
         for (rate, each), colour, marker in zip(rows.groupby("learning_rate"), COLOURS, MARKERS, strict=False):
             x = np.arange(len(each))
             errors = np.nan_to_num(np.clip([each["mean"] - each["low"], each["high"] - each["mean"]], 0, None))
-            errors = np.minimum(errors, 0.95 * each["mean"].to_numpy())  # a bar to below zero has no end on this axis
+            errors[0] = np.minimum(errors[0], 0.95 * each["mean"].to_numpy())  # zero has no place on this axis
             axis.errorbar(x, each["mean"], errors, fmt=f"{marker}-", color=colour, capsize=3, label=f"ours, η = {rate}")
             axis.plot(x, each["paper"], "D--", color=colour, markerfacecolor="none", label=f"the paper, η = {rate}")
         axis.set_yscale("log")

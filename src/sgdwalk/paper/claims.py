@@ -14,13 +14,16 @@ from sgdwalk.paper.judging import (
     FEWEST_UPDATES,
     Claim,
     Judgement,
+    Tally,
     Verdict,
     Walks,
     paired,
     proportion_interval,
     share,
     student,
+    tally,
 )
+from sgdwalk.paper.trainings import OTHERS_WATCH_EVERY
 
 FIRST_UPDATES = 40
 """The paper's figures show the first 40 updates of an epoch."""
@@ -44,6 +47,8 @@ QUADRATIC_R2 = 0.99
 """"Quadratic-like": a parabola explains 99 % of the variance of the losses along a segment."""
 SMALL_AGAINST_LOSS = 0.1
 """"Substantially smaller compared with the loss": at most a tenth of it. From a half on: not substantially smaller."""
+FEWEST_BARRIERS = 5
+"""Updates with a barrier without which nothing is said of their heights."""
 FEWEST_CURVATURES = 5
 """Measured spectral norms without which a share of them says too little."""
 NEAR, FAR = 0.1, 0.2
@@ -55,11 +60,8 @@ def valley(role: str, shown: str) -> Claim:
     """Between consecutive iterates of GD the loss has a minimum."""
 
     def judge(walks: Walks) -> Judgement:
-        shares = []
-        for run in walks[role]:
-            floor_alpha = _from(run, BOUNCING_FROM)["floor_alpha"].dropna()
-            shares.append(_mean((floor_alpha > 0) & (floor_alpha < 1)))
-        return share(shares, "updates have their floor strictly between the iterates", at_least=MOST, at_most=HALF)
+        tallies = [_interior_floors(run, _from(run, BOUNCING_FROM)) for run in walks[role]]
+        return share(tallies, "updates have their floor strictly between the iterates", at_least=MOST, at_most=HALF)
 
     return Claim(
         "valley",
@@ -76,31 +78,39 @@ def quadratic(role: str, shown: str) -> Claim:
     """The loss along GD's segments is a parabola."""
 
     def judge(walks: Walks) -> Judgement:
-        shares = [_mean(_from(run, BOUNCING_FROM)["alpha_star_r2"].dropna() >= QUADRATIC_R2) for run in walks[role]]
-        return share(shares, f"updates have R² ≥ {QUADRATIC_R2}", at_least=MOST, at_most=HALF)
+        tallies = []
+        for run in walks[role]:
+            steps = _from(run, BOUNCING_FROM)
+            known = steps[steps["alpha_star_r2"].notna()]
+            fits = known["alpha_star"].notna() & (known["alpha_star_r2"] >= QUADRATIC_R2)
+            tallies.append(tally(fits, _num_watched(run, steps)))
+        what = f"updates go along a parabola with a minimum, R² ≥ {QUADRATIC_R2}"
+        return share(tallies, what, at_least=MOST, at_most=HALF)
 
     return Claim(
         "quadratic-like",
         "the interpolated loss between every consecutive parameters from GD optimization update after iteration 15 "
         "appears to be a quadratic-like structure",
         f"Section 3.1 (Figure 1); {shown}",
-        f"Share of updates {BOUNCING_FROM} to {FIRST_UPDATES - 1} along which a parabola explains "
+        f"Share of updates {BOUNCING_FROM} to {FIRST_UPDATES - 1} along which a parabola that opens upwards explains "
         f"{QUADRATIC_R2:.0%} of the losses' variance: supported from {MOST:.0%} in all trainings, contradicted up to "
         f"{HALF:.0%} in all.",
         judge,
     )
 
 
-def negative_cosine(role: str, shown: str) -> Claim:
+def negative_cosine(role: str, shown: str, *, words: str = "") -> Claim:
     """Consecutive gradients of GD point against each other."""
 
     def judge(walks: Walks) -> Judgement:
-        shares = [_mean(_from(run, BOUNCING_FROM)["cosine"].dropna() < 0) for run in walks[role]]
-        return share(shares, "cosines are negative", at_least=MOST, at_most=HALF)
+        cosines = [_from(run, BOUNCING_FROM)["cosine"] for run in walks[role]]
+        tallies = [tally(cosine.dropna() < 0, len(cosine)) for cosine in cosines]
+        return share(tallies, "cosines are negative", at_least=MOST, at_most=HALF)
 
     return Claim(
         "negative cosine",
-        "The occurrence of valley-like structures between consecutive iterations along with negative cosine for two "
+        words
+        or "The occurrence of valley-like structures between consecutive iterations along with negative cosine for two "
         "consecutive gradients are evident for all these architectures",
         f"Section 3.1; {shown}",
         f"Share of updates {BOUNCING_FROM} to {FIRST_UPDATES - 1} with a negative cosine: supported from {MOST:.0%} in "
@@ -138,8 +148,8 @@ def falling_floor(role: str, shown: str) -> Claim:
     """The valley floor under GD falls almost monotonically."""
 
     def judge(walks: Walks) -> Judgement:
-        shares = [_mean(_floor_moves(_first(run)) < 0) for run in walks[role]]
-        return share(shares, "moves of the floor go down", at_least=MOST, at_most=HALF)
+        tallies = [_floor_moves(run, _first(run), down=True) for run in walks[role]]
+        return share(tallies, "moves of the floor go down", at_least=MOST, at_most=HALF)
 
     return Claim(
         "falling floor",
@@ -176,8 +186,8 @@ def underdamped(role: str, name: str) -> Claim:
     return Claim(
         f"under-damped: λη between 1 and 2 ({name})",
         "This is reminiscent of optimization in a quadratic loss setting […] where the optimal learning rate η causes "
-        "under-damping without divergence along eigenvectors of the Hessian which have eigenvalues λ such that "
-        "λ⁻¹ < η < 2λ⁻¹",
+        "under-damping without divergence along eigenvectors of the Hessian which have eigenvalues λ_i such that "
+        "λ_i⁻¹ < η < 2λ_i⁻¹",
         "Section 6 (Discussion)",
         f"Share of the spectral norms λ measured in the first {FIRST_UPDATES} updates with 1 < λη < 2: supported from "
         f"{MOST:.0%}, contradicted up to {HALF:.0%}.",
@@ -245,8 +255,8 @@ def rough_floor(role: str, epoch: int, shown: str) -> Claim:
     """The valley floor under SGD goes up and down."""
 
     def judge(walks: Walks) -> Judgement:
-        shares = [_mean(_floor_moves(_first(run, epoch)) > 0) for run in walks[role]]
-        return share(shares, "moves of the floor go up", at_least=MANY, at_most=1 - MOST)
+        tallies = [_floor_moves(run, _first(run, epoch), down=False) for run in walks[role]]
+        return share(tallies, "moves of the floor go up", at_least=MANY, at_most=1 - MOST)
 
     return Claim(
         "rough floor",
@@ -263,13 +273,9 @@ def bounces(role: str, shown: str) -> Claim:
     """SGD's updates have a floor between their ends."""
 
     def judge(walks: Walks) -> Judgement:
-        shares = []
-        for run in walks[role]:
-            floor_alpha = run.steps["floor_alpha"].dropna()
-            shares.append(_mean((floor_alpha > 0) & (floor_alpha < 1)))
-        return share(
-            shares, "watched updates have their floor strictly between the iterates", at_least=MOSTLY, at_most=HALF
-        )
+        tallies = [_interior_floors(run, run.steps) for run in walks[role]]
+        what = "watched updates have their floor strictly between the iterates"
+        return share(tallies, what, at_least=MOSTLY, at_most=HALF)
 
     return Claim(
         "bounces off valley walls",
@@ -303,7 +309,7 @@ def few_barriers(role: str, epoch: int, source: str, *, first: int | None = None
         words or "no barriers are crossed for most parts of the training",
         source,
         f"Share {which} that cross a barrier: supported where its 95 % Clopper-Pearson interval lies below "
-        f"{RARE:.0%}, contradicted where it lies above.",
+        f"{RARE:.0%} (of 50 updates none may then cross one, of 450 up to 32), contradicted where it lies above.",
         judge,
     )
 
@@ -333,7 +339,7 @@ def no_barrier(role: str, epoch: int, words: str, source: str) -> Claim:
     )
 
 
-def more_barriers_late(role: str, early: int, late: int, source: str) -> Claim:
+def more_barriers_late(role: str, early: int, late: int, words: str, source: str) -> Claim:
     """Barriers come late in training."""
 
     def judge(walks: Walks) -> Judgement:
@@ -352,7 +358,7 @@ def more_barriers_late(role: str, early: int, late: int, source: str) -> Claim:
 
     return Claim(
         "more barriers late in training",
-        "Number of barriers crossed during training of a whole epoch (450 iterations)",
+        words,
         source,
         f"Barriers among the updates of epoch {late} against epoch {early}: supported where there are more at a "
         "one-sided p below 0.05 (Fisher's exact test), contradicted where there are fewer.",
@@ -360,22 +366,29 @@ def more_barriers_late(role: str, early: int, late: int, source: str) -> Claim:
     )
 
 
-def low_barriers(role: str, source: str) -> Claim:
+def low_barriers(role: str, source: str, epochs: Sequence[int] | None = None) -> Claim:
     """Heights at barriers are small against the loss."""
+    which = "all watched updates" if epochs is None else f"the watched updates of epochs {', '.join(map(str, epochs))}"
 
     def judge(walks: Walks) -> Judgement:
         steps = pd.concat([run.steps for run in walks[role]])
+        if epochs is not None:
+            steps = steps[steps["epoch"].isin(list(epochs))]
         crossed = steps[steps["barrier"].fillna(False).astype(bool)]
-        if len(crossed) == 0:
-            return Judgement("not testable at this scale", "No watched update crosses a barrier.")
-        median = float((crossed["height"] / crossed["loss"]).median())
+        if len(crossed) < FEWEST_BARRIERS:
+            return Judgement(
+                "not testable at this scale",
+                f"{len(crossed)} of the watched updates of {len(walks[role])} training(s) cross a barrier.",
+            )
+        ratio = crossed["height"] / crossed["loss"]
+        median = float(ratio.median())
         verdict: Verdict = (
             "supported" if median <= SMALL_AGAINST_LOSS else "contradicted" if median >= HALF else "not resolved"
         )
         return Judgement(
             verdict,
             f"At {len(crossed)} updates with a barrier, of {len(walks[role])} training(s), the median of height / loss "
-            f"is {median:.3g}, the highest {float((crossed['height'] / crossed['loss']).max()):.3g}.",
+            f"is {median:.3g}, the highest {float(ratio.max()):.3g}.",
         )
 
     return Claim(
@@ -383,8 +396,35 @@ def low_barriers(role: str, source: str) -> Claim:
         "even for the barriers that are crossed towards the end, we find that their heights are substantially smaller "
         "compared with the loss value at the corresponding point during training",
         source,
-        f"Median of height / loss over the updates that cross a barrier: supported up to {SMALL_AGAINST_LOSS}, "
-        f"contradicted from {HALF}.",
+        f"Median of height / loss over those of {which} that cross a barrier, {FEWEST_BARRIERS} at least: supported up "
+        f"to {SMALL_AGAINST_LOSS}, contradicted from {HALF}.",
+        judge,
+    )
+
+
+def most_epochs_without(role: str, epochs: Sequence[int], source: str) -> Claim:
+    """Most epochs have no barrier at all."""
+
+    def judge(walks: Walks) -> Judgement:
+        (run, *_) = walks[role]
+        counts = [_barriers(_first(run, epoch, None))[:2] for epoch in epochs]
+        known = [crossed for watched, crossed in counts if watched >= FEWEST_UPDATES]
+        if len(known) < len(epochs):
+            return _too_few()
+        without = sum(crossed == 0 for crossed in known) / len(known)
+        verdict: Verdict = "supported" if without >= MOSTLY else "contradicted" if without <= HALF else "not resolved"
+        return Judgement(
+            verdict,
+            f"{sum(crossed == 0 for crossed in known)} of {len(known)} watched epochs of one training are without a "
+            f"barrier; the others have {', '.join(str(crossed) for crossed in known if crossed) or 'none'}.",
+        )
+
+    return Claim(
+        "most epochs without a barrier",
+        "no barriers are crossed for most of the epochs",
+        source,
+        f"Share of epochs {', '.join(map(str, epochs))} in which no watched update crosses a barrier: supported from "
+        f"{MOSTLY:.0%}, contradicted up to {HALF:.0%}.",
         judge,
     )
 
@@ -405,7 +445,8 @@ def falling_height(role: str, epochs: Sequence[int], source: str) -> Claim:
         "height falls over training",
         "We observe from table 2 that the optimization oscillates at a lower height as training progresses",
         source,
-        f"Ratio of the mean heights of epochs {', '.join(map(str, epochs))}, each by the next, over the seeds "
+        f"Ratio of the mean heights of epochs {', '.join(map(str, epochs))}, each by the next, over the seeds, each at "
+        f"every {OTHERS_WATCH_EVERY}th update "
         "(Student's interval of the logarithm): supported where all intervals lie above 1, contradicted where one lies "
         "below.",
         judge,
@@ -428,7 +469,7 @@ def lower_at_small_rate(low: str, high: str, epochs: Sequence[int], source: str)
         source,
         "Ratio of the mean height at the larger learning rate to that at the smaller one, epoch by epoch, over the "
         f"seeds (Student's interval of the logarithm): supported where at least {wanted} of {len(epochs)} intervals "
-        "lie above 1 and none below, contradicted where one lies below.",
+        f"lie above 1, contradicted where more than {len(epochs) - wanted} lie below.",
         judge,
     )
 
@@ -446,7 +487,8 @@ def _ordered(ratios: Sequence[tuple[str, np.ndarray]], *, wanted: int) -> Judgem
         below += mean + half < 0
         low, high = np.exp([mean - half, mean + half])
         said.append(f"{name}: {np.exp(mean):.3g} ({low:.3g} to {high:.3g}, {len(logs)} seeds)")
-    verdict: Verdict = "contradicted" if below else "supported" if above >= wanted else "not resolved"
+    exceptions = len(ratios) - wanted
+    verdict: Verdict = "contradicted" if below > exceptions else "supported" if above >= wanted else "not resolved"
     return Judgement(verdict, f"Ratios of mean heights: {'; '.join(said)}.")
 
 
@@ -458,9 +500,13 @@ def _height_ratios(
     return np.array([mean_height(one, epoch_above) / mean_height(other, epoch_below) for one, other in pairs])
 
 
-def mean_height(run: sgdwalk.Run, epoch: int) -> float:
-    """Mean height over the watched updates of an epoch, nats per example; NaN where none is known (paper, Table 2)."""
-    return float(run.steps.loc[run.steps["epoch"] == epoch, "height"].mean())
+def mean_height(run: sgdwalk.Run, epoch: int, every: int = OTHERS_WATCH_EVERY) -> float:
+    """Mean height over an epoch (paper, Table 2), nats per example; NaN where none is known.
+
+    Over every fifth update, which is watched in the trainings of all seeds: their means can then be compared.
+    """
+    steps = run.steps
+    return float(steps.loc[(steps["epoch"] == epoch) & (steps.index % every == 0), "height"].mean())
 
 
 def _first(run: sgdwalk.Run, epoch: int | None = None, number: int | None = FIRST_UPDATES) -> pd.DataFrame:
@@ -474,10 +520,27 @@ def _from(run: sgdwalk.Run, step: int) -> pd.DataFrame:
     return _first(run).loc[step:]
 
 
-def _floor_moves(steps: pd.DataFrame) -> pd.Series:
-    """How the floor moves from each update to the one after it, where both were watched."""
+def _floor_moves(run: sgdwalk.Run, steps: pd.DataFrame, *, down: bool) -> Tally:
+    """How many moves of the floor, from an update to the one after it, go down or up; where both were watched."""
+    watched = pd.Series(_is_watched(run, steps), steps.index)
     floor = steps["floor"]
-    return floor.diff()[floor.notna() & floor.shift().notna()]
+    moves = floor.diff()[floor.notna() & floor.shift().notna()]
+    asked = int((watched & watched.shift(fill_value=False)).sum())
+    return tally(moves < 0 if down else moves > 0, asked)
+
+
+def _interior_floors(run: sgdwalk.Run, steps: pd.DataFrame) -> Tally:
+    """How many of the watched updates have their floor strictly between the iterates."""
+    floor_alpha = steps["floor_alpha"].dropna()
+    return tally((floor_alpha > 0) & (floor_alpha < 1), _num_watched(run, steps))
+
+
+def _is_watched(run: sgdwalk.Run, steps: pd.DataFrame) -> np.ndarray:
+    return np.asarray(steps.index.isin(run.segments["step"].unique()))
+
+
+def _num_watched(run: sgdwalk.Run, steps: pd.DataFrame) -> int:
+    return int(_is_watched(run, steps).sum())
 
 
 def _barriers(steps: pd.DataFrame) -> tuple[int, int, int]:
@@ -489,11 +552,6 @@ def _barriers(steps: pd.DataFrame) -> tuple[int, int, int]:
 
 def _distance(run: sgdwalk.Run) -> float:
     return float(run.steps["next_distance"].iloc[FIRST_UPDATES - 1])
-
-
-def _mean(shown: pd.Series) -> float:
-    """Share of the updates that show something; NaN where too few can tell."""
-    return float(shown.mean()) if len(shown) >= FEWEST_UPDATES else float("nan")
 
 
 def _median(values: pd.Series) -> float:

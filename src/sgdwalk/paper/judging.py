@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 import sgdwalk
@@ -52,29 +53,56 @@ class Claim:
     """The statement is about a number that only the published setting can give."""
 
 
-def share(shown: Sequence[float], what: str, *, at_least: float, at_most: float) -> Judgement:
-    """Judge the share of updates that show something, one share a training.
+@dataclass(frozen=True)
+class Tally:
+    """How many updates of one training show something."""
 
-    Supported where every training reaches ``at_least``, contradicted where none exceeds ``at_most``.
+    shown: int
+    defined: int
+    """Updates at which the answer is known."""
+    asked: int
+    """Updates at which it was asked: fewer are defined where a value is not finite, say."""
+
+
+def tally(answers: pd.Series, asked: int) -> Tally:
+    """Count the updates of one training.
 
     Args:
-        shown: share of each training, NaN where too few updates have the value.
+        answers: True or False at each update where the answer is known.
+        asked: updates at which it was asked.
+    """
+    return Tally(int(answers.sum()), len(answers), asked)
+
+
+def share(tallies: Sequence[Tally], what: str, *, at_least: float, at_most: float) -> Judgement:
+    """Judge the share of updates that show something, one share a training.
+
+    Supported where every training reaches ``at_least``, contradicted where none exceeds ``at_most``. A training that
+    was not asked at enough updates says nothing; one that was asked but has too few answers, having diverged say,
+    leaves the statement open.
+
+    Args:
+        tallies: one a training.
         what: what is shared, in the plural.
         at_least: from here on a share supports.
         at_most: up to here it contradicts.
     """
-    values = np.array(shown, dtype=float)
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return Judgement(
-            "not testable at this scale", f"No training has {FEWEST_UPDATES} updates with the value defined."
-        )
+    told = [each for each in tallies if each.asked >= FEWEST_UPDATES]
+    if not told:
+        return Judgement("not testable at this scale", f"No training was asked at {FEWEST_UPDATES} updates.")
+    known = [each for each in told if each.defined >= FEWEST_UPDATES]
+    values = [each.shown / each.defined for each in known]
     verdict: Verdict = "not resolved"
-    if values.min() >= at_least:
+    if known == told and min(values) >= at_least:
         verdict = "supported"
-    elif values.max() <= at_most:
+    elif known == told and max(values) <= at_most:
         verdict = "contradicted"
-    return Judgement(verdict, f"{percent(values)} of {what}.")
+    counts = ", ".join(
+        f"{each.shown} of {each.defined}" + (f" ({each.asked - each.defined} undefined)" * (each.defined < each.asked))
+        for each in told
+    )
+    trainings = "one training" if len(told) == 1 else f"{len(told)} trainings"
+    return Judgement(verdict, f"In {trainings} {counts} {what}.")
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float], name: str, other: str) -> Judgement:
@@ -114,15 +142,3 @@ def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
     """
     interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
-
-
-def percent(values: np.ndarray) -> str:
-    """Shares in words.
-
-    >>> percent(np.array([0.5])), percent(np.array([0.5, 0.7]))
-    ('In one training 50 %', 'In 2 trainings 50 % to 70 %, on average 60 %')
-    """
-    if len(values) == 1:
-        return f"In one training {values[0]:.0%}".replace("%", " %")
-    text = f"In {len(values)} trainings {values.min():.0%} to {values.max():.0%}, on average {values.mean():.0%}"
-    return text.replace("%", " %")

@@ -165,7 +165,7 @@ def parabolas(runs: Sequence[sgdwalk.Run], epochs: Sequence[int | None]) -> pd.D
 
     ``r2``: median, and the value that 5 % of the segments stay below. ``alpha_star``: median position of the line's
     minimum, in steps; below ½ the step climbs higher than it left. ``beyond_minimum``: share of updates whose minimum
-    lies before the end of the step. ``line_search_rate``: the learning rate that an exact line search would take along
+    lies inside the step, of all. ``line_search_rate``: the learning rate that an exact line search would take along
     the same direction, α* η, median and quartiles.
 
     Args:
@@ -188,7 +188,7 @@ def parabolas(runs: Sequence[sgdwalk.Run], epochs: Sequence[int | None]) -> pd.D
                 "r2_low": float(r2.quantile(0.05)),
                 "with_minimum": len(alpha_star) / len(r2),
                 "alpha_star": float(alpha_star.median()),
-                "beyond_minimum": float((alpha_star < 1).mean()) if len(alpha_star) else float("nan"),
+                "beyond_minimum": float(((alpha_star > 0) & (alpha_star < 1)).sum()) / len(r2),
                 "line_search_rate": float(middle),
                 "line_search_rate_low": float(low),
                 "line_search_rate_high": float(high),

@@ -67,7 +67,7 @@ def barriers(
                     "high": high,
                     "other_seeds_barriers": int(sum(each.sum() for each in sampled)),
                     "other_seeds_updates": int(sum(len(each) for each in sampled)),
-                    "authors_barriers": authors_crossed,
+                    "authors_barriers": authors_crossed if len(authors) else None,
                     "authors_updates": len(authors),
                     "authors_share": authors_crossed / len(authors) if len(authors) else float("nan"),
                 }
@@ -103,9 +103,7 @@ def heights(
                     "low": mean - half,
                     "high": mean + half,
                     "seeds": len(values),
-                    "updates": int(
-                        sum((run.steps["epoch"] == epoch)[run.steps["height"].notna()].sum() for run in runs[role])
-                    ),
+                    "throughout": mean_height(runs[role][0], epoch, every=1),
                 }
             )
     return pd.DataFrame(rows)
