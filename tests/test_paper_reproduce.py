@@ -77,11 +77,11 @@ def test_tables_hold_the_numbers_of_the_steps_shown(smoke, no_training):
     page = reproduce("fig19", "smoke", out=smoke)
     run = sgdwalk.open_run(smoke / "trainings" / training_name(registry.figure("fig19", "smoke").trainings["sgd"][0]))
     steps = pd.read_csv(page.path.parent / "fig19-steps.csv", index_col="step")
-    assert steps.index.tolist() == list(range(20, 40))  # all 20 of epoch 2
-    pd.testing.assert_series_equal(steps["floor"], run.steps.loc[20:39, "floor"], check_exact=True)
+    assert steps.index.tolist() == list(range(15, 30))  # all 15 of epoch 2
+    pd.testing.assert_series_equal(steps["floor"], run.steps.loc[15:29, "floor"], check_exact=True)
     segments = pd.read_csv(page.path.parent / "fig19-segments.csv")
-    assert len(segments) == 20 * 11
-    assert segments["loss"].tolist() == run.segments.query("20 <= step < 40")["loss"].tolist()
+    assert len(segments) == 15 * 11
+    assert segments["loss"].tolist() == run.segments.query("15 <= step < 30")["loss"].tolist()
 
 
 def test_several_figures_are_one_command(smoke, no_training, capsys):

@@ -46,7 +46,7 @@ OTHERS_WATCH_EVERY = 5
 CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
     "smoke": dict.fromkeys(
         ARCHITECTURES,
-        "Only to see that everything runs: an MLP of 50 and 35 hidden units on 600 of scikit-learn's 8×8 digits "
+        "Only to see that everything runs: an MLP of 50 and 35 hidden units on 450 of scikit-learn's 8×8 digits "
         "stands in for every network. Nothing here says anything about the paper.",
     ),
     "small": {
@@ -85,7 +85,7 @@ def base(architecture: Architecture, scale: Scale) -> Experiment:
     """
     if scale == "smoke":
         return Experiment(
-            num_train=600, hidden=(50, 35), batch_size=30, weight_decay=AUTHORS_WEIGHT_DECAY, seed=AUTHORS_SEED
+            num_train=450, hidden=(50, 35), batch_size=30, weight_decay=AUTHORS_WEIGHT_DECAY, seed=AUTHORS_SEED
         )
     full = Experiment(dataset="mnist", weight_decay=AUTHORS_WEIGHT_DECAY, seed=AUTHORS_SEED)
     small = scale == "small"
@@ -135,7 +135,7 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
     epochs = tuple(sorted({our_epoch(epoch, scale) for epoch in tables}))
     plain = replace(base(architecture, scale), learning_rate=learning_rate, epochs=epochs[-1])
     if architecture == "vgg11-tiny":
-        plain = replace(plain, epochs=2 if scale == "smoke" else 1)  # 40 updates at least
+        plain = replace(plain, epochs=3 if scale == "smoke" else 1)  # 40 updates at least
         watched = replace(plain, watch_first=GD_UPDATES)
     elif learning_rate != 0.1:
         watched = replace(plain, watch_epochs=epochs)
@@ -174,7 +174,7 @@ def _watched_throughout(
     watched = replace(plain, watch_epochs=tuple(sorted(shown)))
     late = tuple(epoch for epoch in epochs if epoch != our_epoch(10, scale) or architecture == "mlp")
     compare = ("authors",) if architecture == "resnet56" else ("authors", "eval", "subset", "fine")
-    watched = replace(watched, compare=compare, compare_epochs=late, compare_first=3 if scale == "smoke" else 15)
+    watched = replace(watched, compare=compare, compare_epochs=late, compare_first=2 if scale == "smoke" else 15)
     return (
         replace(watched, curvature_every=CURVATURE_EVERY[scale], curvature_first=GD_UPDATES)
         if architecture == "vgg11"
