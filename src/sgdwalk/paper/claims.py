@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 import sgdwalk
+from sgdwalk.paper.config import AUTHORS_GD_BATCHES
 from sgdwalk.paper.judging import (
     FEWEST_UPDATES,
     Claim,
@@ -53,7 +54,6 @@ FEWEST_CURVATURES = 5
 """Measured spectral norms without which a share of them says too little."""
 NEAR, FAR = 0.1, 0.2
 """A distance that is read from a figure ("~ 1.4") is met within 0.1, and missed from 0.2 on."""
-AUTHORS_GD_BATCHES = 9
 
 
 def valley(role: str, shown: str) -> Claim:

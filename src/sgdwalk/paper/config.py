@@ -19,6 +19,8 @@ IMAGE_SIZE = {"digits": 8, "mnist": 28, "cifar10": 32, "tiny-imagenet": 64}
 COLOUR = ("cifar10", "tiny-imagenet")
 """Data sets of colour photographs, which convolutions and augmentation are for."""
 
+AUTHORS_GD_BATCHES = 9
+"""The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
 FINE_EVERY = 5
 """Of the segments that are compared, every fifth is measured at 100 intervals."""
 COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}

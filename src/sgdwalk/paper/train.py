@@ -17,13 +17,11 @@ from torch.nn.functional import cross_entropy
 import sgdwalk
 from sgdwalk.paper import record
 from sgdwalk.paper.compare import Compare
-from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
 from sgdwalk.paper.models import build
 from sgdwalk.paper.seeds import seed_for
 
-AUTHORS_GD_BATCHES = 9
-"""The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 VALIDATION_BATCH = 1_000
 """Validation examples that go through the model at a time; the result does not depend on it."""
