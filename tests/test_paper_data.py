@@ -158,6 +158,15 @@ def test_a_damaged_download_is_named_and_not_used(monkeypatch, tmp_path, damage)
     assert f"delete {blob}" in str(caught.value)
 
 
+def test_a_mirror_that_serves_another_file_is_not_used(tmp_path):
+    content = b"another file"
+    file = tmp_path / hashlib.sha256(content).hexdigest()  # as the cache names it after the mirror's own word
+    file.write_bytes(content)
+    with pytest.raises(sgdwalk.InputError, match=r"is not what the hub has \(sha256 .*, wanted 8428b53a"):
+        data.check_download(file, data.SOURCES["cifar10"], "train")
+    data.check_download(file, data.SOURCES["mnist"], "train")  # of which nothing more is known
+
+
 def test_a_cache_without_the_split_says_so(monkeypatch, tmp_path):
     import huggingface_hub
 
@@ -233,6 +242,23 @@ def test_a_copy_in_another_order_is_remarked():
     assert data.remark(mnist, split([5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5])) == ""
     assert "another order" in data.remark(mnist, split([3, 7, 1, 8, 1, 5, 0, 8, 7, 1]))
     assert "not the paper's data" in data.remark(Experiment(), split([0, 1, 2]))
+
+
+def test_a_jpeg_copy_of_cifar10_and_a_part_of_tiny_imagenet_are_remarked(tmp_path):
+    write_photographs(tmp_path / "tiny-imagenet" / "data", "image", 64, [0, 1] * 10, files=("train", "valid"))
+    tiny = Experiment(dataset="tiny-imagenet", num_train=4, batch_size=2)
+    assert "20 of 100,000 images" in data.remark(tiny, data.load(tiny, tmp_path)[0])
+    with pytest.raises(sgdwalk.InputError, match="has 20 images of the classes that are used; wanted are 30"):
+        data.load(Experiment(dataset="tiny-imagenet", num_train=30, batch_size=2), tmp_path)
+
+    write_photographs(tmp_path / "cifar10" / "plain_text", "img", 32, [i % 10 for i in range(50_000)])
+    cifar = Experiment(dataset="cifar10", num_train=20, num_validation=4, batch_size=10)
+    assert data.remark(cifar, data.load(cifar, tmp_path)[0]).startswith("A copy of cifar10 whose images are in another")
+    jpeg = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(jpeg, format="jpeg")
+    table = pyarrow.table({"img": [{"bytes": jpeg.getvalue(), "path": None}] * 50_000, "label": [0] * 50_000})
+    pyarrow.parquet.write_table(table, tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet")
+    assert data.remark(cifar, data.load(cifar, tmp_path)[0]).startswith("A JPEG copy of uoft-cs/cifar10")
 
 
 @pytest.mark.data
