@@ -440,6 +440,7 @@ def test_a_signal_stops_cleanly_keeps_all_and_the_printed_command_goes_on(tmp_pa
 def test_ctrl_c_before_anything_was_begun(tmp_path):
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from sgdwalk import cli\n"
         "cli.parse = lambda args: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(cli.main(['list']))"
