@@ -205,6 +205,8 @@ def test_noise_of_the_evaluation_is_told_from_what_is_there():
     assert row.expected_barriers > 20
     assert row.authors_height == pytest.approx(row.expected_height, rel=0.2)
     assert row.expected_height > 3 * row.clean_height
+    assert row.full_deviation == pytest.approx(row.deviation * (1797 / 45_000) ** 0.5)
+    assert row.full_barriers < row.expected_barriers
 
 
 def test_without_noise_nothing_is_expected_beyond_what_is_there():

@@ -5,6 +5,7 @@ Reads the columns that ``compare`` left in a run. Everything here is a table: on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ import sgdwalk
 DRAWS = 2_000
 """Simulated noisy evaluations of every clean segment."""
 DRAWS_SEED = 0
+PAPERS_EXAMPLES = 45_000
+"""Training examples over which the authors' loss is a mean."""
 
 
 def losses(run: sgdwalk.Run, protocol: str, steps: Sequence[int] | pd.Index | None = None) -> pd.DataFrame:
@@ -59,7 +62,8 @@ def authors_noise(run: sgdwalk.Run, epochs: Sequence[int]) -> pd.DataFrame:
 
     Same iterates, both protocols, epoch by epoch. ``deviation`` is that of repeated evaluations at one θ, pooled over
     the steps. ``expected_…`` is what independent normal noise of that deviation on each of the clean losses makes of
-    the clean segments: mean over simulations, and for the barriers their 95 % range.
+    the clean segments: mean over simulations, and for the barriers their 95 % range. A mean over N examples has a
+    deviation of 1/√N: ``full_deviation`` and ``full_barriers`` are the same for the paper's 45,000.
 
     Args:
         run: of a training with ``compare=("authors", …)``.
@@ -76,6 +80,8 @@ def authors_noise(run: sgdwalk.Run, epochs: Sequence[int]) -> pd.DataFrame:
             continue
         deviation = float(np.sqrt(evaluations.var(axis=1, ddof=1).mean()))
         barriers, heights = _noisy(clean.to_numpy(float), deviation)
+        full_deviation = deviation * math.sqrt(run.info["data"]["num_examples"] / PAPERS_EXAMPLES)
+        full_barriers, _ = _noisy(clean.to_numpy(float), full_deviation)
         rows.append(
             {
                 "epoch": epoch,
@@ -90,6 +96,8 @@ def authors_noise(run: sgdwalk.Run, epochs: Sequence[int]) -> pd.DataFrame:
                 "clean_height": _mean_height(clean),
                 "authors_height": _mean_height(authors),
                 "expected_height": float(heights.mean()),
+                "full_deviation": full_deviation,
+                "full_barriers": float(full_barriers.mean()),
             }
         )
     return pd.DataFrame(rows)
