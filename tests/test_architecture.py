@@ -201,7 +201,7 @@ def run_python(code):
 def test_reading_imports_no_torch():
     code = (
         "import sys, sgdwalk, sgdwalk.valley, sgdwalk.analysis, sgdwalk.figures, sgdwalk.report, sgdwalk.cli\n"
-        "import sgdwalk.paper.claims, sgdwalk.paper.registry, sgdwalk.paper.run, sgdwalk.terminal\n"
+        "import sgdwalk.paper.walk_claims, sgdwalk.paper.registry, sgdwalk.paper.run, sgdwalk.terminal\n"
         "sgdwalk.open_run, sgdwalk.write_report, sgdwalk.save_figure, sgdwalk.every\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] == 'torch'))"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import synthetic
-from sgdwalk.paper import claims, registry
+from sgdwalk.paper import barrier_claims, height_claims, registry, walk_claims
 from sgdwalk.paper.judging import proportion_interval
 from sgdwalk.records import NAN, SegmentPoint, StepRecord
 from sgdwalk.run import Run
@@ -62,85 +62,85 @@ def verdict(claim, **walks):
 
 CASES = {  # claim -> walks that make it supported, contradicted, not resolved
     "valley": (
-        claims.valley("gd", ""),
+        walk_claims.valley("gd", ""),
         {"gd": walk()},
         {"gd": walk(interior=lambda t: False)},
         {"gd": walk(interior=lambda t: t % 4 > 0)},  # 18 of 25
     ),
     "quadratic": (
-        claims.quadratic("gd", ""),
+        walk_claims.quadratic("gd", ""),
         {"gd": walk()},
         {"gd": walk(curve=3.9)},
         {"gd": [walk(), walk(curve=3.9)]},
     ),
     "negative cosine": (
-        claims.negative_cosine("gd", ""),
+        walk_claims.negative_cosine("gd", ""),
         {"gd": walk(cosine=lambda t: -0.1)},
         {"gd": walk(cosine=lambda t: 0.1)},
         {"gd": walk(cosine=lambda t: -0.1 if t % 4 else 0.1)},
     ),
     "opposite gradients": (
-        claims.opposite_gradients("gd", ""),
+        walk_claims.opposite_gradients("gd", ""),
         {"gd": walk(cosine=lambda t: -0.9)},
         {"gd": walk(cosine=lambda t: -0.5)},
         {"gd": [walk(cosine=lambda t: -0.95), walk(cosine=lambda t: -0.7)]},
     ),
     "falling floor": (
-        claims.falling_floor("gd", ""),
+        walk_claims.falling_floor("gd", ""),
         {"gd": walk()},
         {"gd": walk(floors=lambda t: 1 + t / 100)},
         {"gd": walk(floors=lambda t: 1 - t / 100 + 0.02 * (t % 4 == 0))},  # 30 of 39
     ),
     "under-damped": (
-        claims.underdamped("sgd", "SGD"),
+        walk_claims.underdamped("sgd", "SGD"),
         {"sgd": walk(norm=lambda t: 15.0)},
         {"sgd": walk(norm=lambda t: 25.0)},
         {"sgd": walk(norm=lambda t: 15.0 if t % 4 else 5.0)},
     ),
     "distance": (
-        claims.distance("gd", 1.4, "", "", testable=True),
+        walk_claims.distance("gd", 1.4, "", "", testable=True),
         {"gd": walk(distance=lambda t: 1.45)},
         {"gd": walk(distance=lambda t: 1.7)},
         {"gd": walk(distance=lambda t: 1.55)},
     ),
     "rough floor": (
-        claims.rough_floor("sgd", 1, ""),
+        walk_claims.rough_floor("sgd", 1, ""),
         {"sgd": walk(floors=lambda t: 1 + 0.1 * (t % 2))},
         {"sgd": walk()},
         {"sgd": walk(floors=lambda t: 1 - t / 100 + 0.02 * (t % 6 == 5))},  # 6 of 39
     ),
     "bounces": (
-        claims.bounces("sgd", ""),
+        walk_claims.bounces("sgd", ""),
         {"sgd": walk()},
         {"sgd": walk(interior=lambda t: t % 2 > 0)},
         {"sgd": walk(interior=lambda t: t % 3 > 0)},
     ),
     "few barriers": (
-        claims.few_barriers("sgd", 1, ""),
+        barrier_claims.few_barriers("sgd", 1, ""),
         {"sgd": walk()},
         {"sgd": walk(barrier=lambda t: t % 3 == 0)},
         {"sgd": walk(barrier=lambda t: t % 7 == 0)},
     ),
     "no barrier": (
-        claims.no_barrier("sgd", 1, "", ""),
+        barrier_claims.no_barrier("sgd", 1, "", ""),
         {"sgd": walk()},
         {"sgd": walk(barrier=lambda t: t == 20)},
         {"sgd": walk(barrier=lambda t: t == 20, loss_noise=1.0)},  # within twice the noise
     ),
     "more barriers late": (
-        claims.more_barriers_late("sgd", 1, 2, "", ""),
+        barrier_claims.more_barriers_late("sgd", 1, 2, "", ""),
         {"sgd": walk(num_steps=80, barrier=lambda t: t > 70)},
         {"sgd": walk(num_steps=80, barrier=lambda t: t < 10)},
         {"sgd": walk(num_steps=80, barrier=lambda t: t in (5, 50, 60))},
     ),
     "most epochs": (
-        claims.most_epochs_without("sgd", (1, 2, 3, 4), ""),
+        barrier_claims.most_epochs_without("sgd", (1, 2, 3, 4), ""),
         {"sgd": walk(num_steps=160, barrier=lambda t: t == 50)},
         {"sgd": walk(num_steps=160, barrier=lambda t: t % 40 == 7 and t > 40)},
         None,  # of four epochs a share is supported or contradicted: see test_epochs_without_a_barrier
     ),
     "low barriers": (
-        claims.low_barriers("sgd", ""),
+        barrier_claims.low_barriers("sgd", ""),
         {"sgd": walk(floors=lambda t: 100.0, barrier=lambda t: t % 9 == 0)},
         {"sgd": walk(floors=lambda t: 0.001, height=0.001, barrier=lambda t: t % 9 == 0, interior=lambda t: False)},
         {"sgd": walk(floors=lambda t: 1.0, barrier=lambda t: t % 9 == 0)},
@@ -159,13 +159,13 @@ def test_a_claim_is_supported_contradicted_or_left_open_as_its_walks_are(name):
 
 
 def test_epochs_without_a_barrier():
-    claim = claims.most_epochs_without("sgd", (1, 2, 3), "")
+    claim = barrier_claims.most_epochs_without("sgd", (1, 2, 3), "")
     assert verdict(claim, sgd=walk(num_steps=120, barrier=lambda t: t == 50)) == "not resolved"  # 2 of 3
     assert verdict(claim, sgd=walk(num_steps=85)) == "not testable at this scale"  # 5 updates of epoch 3
 
 
 def test_a_straight_line_and_an_arc_are_no_valley_of_a_parabola():
-    claim = claims.quadratic("gd", "")
+    claim = walk_claims.quadratic("gd", "")
 
     def along(losses):
         points = tuple(SegmentPoint(k / 4, value) for k, value in enumerate(losses))
@@ -181,16 +181,16 @@ def test_a_training_that_diverged_leaves_a_share_open():
     def broken(t):
         return walk(floors=lambda s: 1.0 if s < t else float("nan"))
 
-    found = claims.valley("gd", "").judge({"gd": [walk(), walk(), broken(20)]})
+    found = walk_claims.valley("gd", "").judge({"gd": [walk(), walk(), broken(20)]})
     assert found.verdict == "not resolved"
     assert "5 of 5 (20 undefined)" in found.finding
-    found = claims.valley("gd", "").judge({"gd": [walk(), broken(30)]})
+    found = walk_claims.valley("gd", "").judge({"gd": [walk(), broken(30)]})
     assert found.verdict == "supported"
     assert "15 of 15 (10 undefined)" in found.finding
 
 
 def test_one_epoch_may_be_an_exception_to_almost_all():
-    claim = claims.lower_at_small_rate("low", "high", (1, 2, 3, 4), "")
+    claim = height_claims.lower_at_small_rate("low", "high", (1, 2, 3, 4), "")
     high, low = heights(0.4, 0.4, 0.4, 0.4), heights(0.2, 0.2, 0.2, 0.8)
     assert verdict(claim, high=high, low=low) == "supported"
     assert verdict(claim, high=high, low=heights(0.2, 0.2, 0.8, 0.8)) == "contradicted"
@@ -198,29 +198,29 @@ def test_one_epoch_may_be_an_exception_to_almost_all():
 
 def test_heights_are_compared_at_the_updates_that_all_seeds_have():
     run = walk(height=lambda t: 1.0 if t % 5 == 0 else 100.0)
-    assert claims.mean_height(run, 1) == 1.0
-    assert claims.mean_height(run, 1, every=1) == pytest.approx((8 * 1 + 32 * 100) / 40)
+    assert height_claims.mean_height(run, 1) == 1.0
+    assert height_claims.mean_height(run, 1, every=1) == pytest.approx((8 * 1 + 32 * 100) / 40)
 
 
 def test_barriers_of_other_epochs_are_not_figure_8s():
     run = walk(num_steps=80, floors=lambda t: 100.0, barrier=lambda t: t >= 40)
-    assert verdict(claims.low_barriers("sgd", "", (1,)), sgd=run) == "not testable at this scale"
-    assert verdict(claims.low_barriers("sgd", "", (2,)), sgd=run) == "supported"
+    assert verdict(barrier_claims.low_barriers("sgd", "", (1,)), sgd=run) == "not testable at this scale"
+    assert verdict(barrier_claims.low_barriers("sgd", "", (2,)), sgd=run) == "supported"
 
 
 def test_of_450_updates_32_may_cross_a_barrier():
-    assert proportion_interval(32, 450)[1] < claims.RARE < proportion_interval(33, 450)[1]
-    assert proportion_interval(0, 50)[1] < claims.RARE < proportion_interval(1, 50)[1]
+    assert proportion_interval(32, 450)[1] < barrier_claims.RARE < proportion_interval(33, 450)[1]
+    assert proportion_interval(0, 50)[1] < barrier_claims.RARE < proportion_interval(1, 50)[1]
 
 
 def test_barriers_as_high_as_the_loss_contradict_that_they_are_low():
     high = walk(floors=lambda t: 0.0, height=1.0, barrier=lambda t: True)
-    assert verdict(claims.low_barriers("sgd", ""), sgd=high) == "contradicted"
-    assert verdict(claims.low_barriers("sgd", ""), sgd=walk()) == "not testable at this scale"
+    assert verdict(barrier_claims.low_barriers("sgd", ""), sgd=high) == "contradicted"
+    assert verdict(barrier_claims.low_barriers("sgd", ""), sgd=walk()) == "not testable at this scale"
 
 
 def test_one_training_against_it_is_enough_to_leave_a_share_open():
-    claim = claims.valley("gd", "")
+    claim = walk_claims.valley("gd", "")
     assert verdict(claim, gd=[walk(), walk(), walk(interior=lambda t: t % 4 > 0)]) == "not resolved"
     assert verdict(claim, gd=[walk(), walk(), walk()]) == "supported"
     found = claim.judge({"gd": [walk(), walk(), walk(interior=lambda t: False)]})
@@ -228,47 +228,51 @@ def test_one_training_against_it_is_enough_to_leave_a_share_open():
 
 
 def test_only_updates_from_15_on_count_for_the_valley():
-    claim = claims.valley("gd", "")
+    claim = walk_claims.valley("gd", "")
     assert verdict(claim, gd=walk(interior=lambda t: t >= 15)) == "supported"
     assert verdict(claim, gd=walk(interior=lambda t: t < 15)) == "contradicted"
 
 
 def test_too_few_updates_test_nothing():
-    for claim in (claims.valley("gd", ""), claims.negative_cosine("gd", ""), claims.opposite_gradients("gd", "")):
+    for claim in (
+        walk_claims.valley("gd", ""),
+        walk_claims.negative_cosine("gd", ""),
+        walk_claims.opposite_gradients("gd", ""),
+    ):
         assert verdict(claim, gd=walk(num_steps=22)) == "not testable at this scale"
-    assert verdict(claims.few_barriers("sgd", 1, ""), sgd=walk(num_steps=9)) == "not testable at this scale"
-    assert verdict(claims.no_barrier("sgd", 1, "", ""), sgd=walk(num_steps=9)) == "not testable at this scale"
-    assert verdict(claims.falling_floor("gd", ""), gd=walk(num_steps=10)) == "not testable at this scale"
-    assert verdict(claims.underdamped("gd", ""), gd=walk()) == "not testable at this scale"
+    assert verdict(barrier_claims.few_barriers("sgd", 1, ""), sgd=walk(num_steps=9)) == "not testable at this scale"
+    assert verdict(barrier_claims.no_barrier("sgd", 1, "", ""), sgd=walk(num_steps=9)) == "not testable at this scale"
+    assert verdict(walk_claims.falling_floor("gd", ""), gd=walk(num_steps=10)) == "not testable at this scale"
+    assert verdict(walk_claims.underdamped("gd", ""), gd=walk()) == "not testable at this scale"
 
 
 def test_a_training_watched_at_every_second_update_tells_nothing_of_the_floors_moves():
     sparse = walk(floors=lambda t: 1 + t / 100, watched=lambda t: t % 2 == 0)
-    assert verdict(claims.falling_floor("gd", ""), gd=[walk(), sparse]) == "supported"
-    assert verdict(claims.falling_floor("gd", ""), gd=sparse) == "not testable at this scale"
+    assert verdict(walk_claims.falling_floor("gd", ""), gd=[walk(), sparse]) == "supported"
+    assert verdict(walk_claims.falling_floor("gd", ""), gd=sparse) == "not testable at this scale"
 
 
 def test_undefined_cosines_are_left_out():
-    claim = claims.negative_cosine("gd", "")
+    claim = walk_claims.negative_cosine("gd", "")
     assert verdict(claim, gd=walk(cosine=lambda t: NAN if t % 2 else -0.1)) == "supported"
 
 
 def test_the_sum_of_nine_gradients_has_nine_times_the_learning_rate():
     run = walk(norm=lambda t: 1.6)  # λη = 0.16, or 1.44 with nine gradients added up
-    assert verdict(claims.underdamped("gd", ""), gd=run) == "contradicted"
-    assert verdict(claims.underdamped("gd-sum", ""), gd_sum=run) == "supported"
+    assert verdict(walk_claims.underdamped("gd", ""), gd=run) == "contradicted"
+    assert verdict(walk_claims.underdamped("gd-sum", ""), gd_sum=run) == "supported"
 
 
 def test_the_second_epochs_claim_looks_at_the_second_epoch():
     rough_later = walk(num_steps=100, steps_per_epoch=50, floors=lambda t: 1 + (0.1 * (t % 2) if t >= 50 else -t / 100))
-    assert verdict(claims.rough_floor("sgd", 1, ""), sgd=rough_later) == "contradicted"
-    assert verdict(claims.rough_floor("sgd", 2, ""), sgd=rough_later) == "supported"
+    assert verdict(walk_claims.rough_floor("sgd", 1, ""), sgd=rough_later) == "contradicted"
+    assert verdict(walk_claims.rough_floor("sgd", 2, ""), sgd=rough_later) == "supported"
 
 
 def test_barriers_of_a_whole_epoch_or_of_its_first_updates():
     late = walk(num_steps=100, steps_per_epoch=100, barrier=lambda t: t >= 40)
-    assert verdict(claims.few_barriers("sgd", 1, "", first=40), sgd=late) == "supported"
-    assert verdict(claims.few_barriers("sgd", 1, ""), sgd=late) == "contradicted"
+    assert verdict(barrier_claims.few_barriers("sgd", 1, "", first=40), sgd=late) == "supported"
+    assert verdict(barrier_claims.few_barriers("sgd", 1, ""), sgd=late) == "contradicted"
 
 
 def seeds(values, **changes):
@@ -276,7 +280,7 @@ def seeds(values, **changes):
 
 
 def test_ranking_distances_needs_several_seeds():
-    claim = claims.farther_than_gd("sgd", "gd", "")
+    claim = walk_claims.farther_than_gd("sgd", "gd", "")
     assert verdict(claim, sgd=seeds([2.0]), gd=seeds([1.0])) == "not resolved"
     assert verdict(claim, sgd=seeds([2.0, 2.1, 1.9]), gd=seeds([1.0, 1.0, 1.1])) == "supported"
     assert verdict(claim, sgd=seeds([1.0, 1.0, 1.1]), gd=seeds([2.0, 2.1, 1.9])) == "contradicted"
@@ -284,14 +288,14 @@ def test_ranking_distances_needs_several_seeds():
 
 
 def test_the_interval_of_paired_differences_is_students():
-    found = claims.farther_than_gd("sgd", "gd", "").judge({"sgd": seeds([2.0, 2.5, 2.4]), "gd": seeds([1.0] * 3)})
+    found = walk_claims.farther_than_gd("sgd", "gd", "").judge({"sgd": seeds([2.0, 2.5, 2.4]), "gd": seeds([1.0] * 3)})
     differences = np.array([1.0, 1.5, 1.4])
     half = 4.302653 * differences.std(ddof=1) / math.sqrt(3)
     assert f"difference {differences.mean():.3g} ± {half:.2g} (95 %, 3 seeds)" in found.finding
 
 
 def test_less_negative_cosine():
-    claim = claims.less_negative_cosine("sgd", 1, "gd", "")
+    claim = walk_claims.less_negative_cosine("sgd", 1, "gd", "")
     bouncing = [walk(cosine=lambda t, k=k: -0.9 - 0.01 * k) for k in range(3)]
     wandering = [walk(cosine=lambda t, k=k: 0.02 * k) for k in range(3)]
     assert verdict(claim, sgd=wandering, gd=bouncing) == "supported"
@@ -302,7 +306,9 @@ def test_less_negative_cosine():
 def test_trainings_that_were_not_watched_serve_where_no_segment_is_needed():
     records = [StepRecord(t, epoch=1, cosine=0.1 * (t > 0), next_distance=2.0 + t) for t in range(40)]
     unwatched = Run(synthetic.settings("unwatched"), records)
-    assert verdict(claims.farther_than_gd("sgd", "gd", ""), sgd=[unwatched] * 2, gd=seeds([1.0, 1.1])) == "supported"
+    assert (
+        verdict(walk_claims.farther_than_gd("sgd", "gd", ""), sgd=[unwatched] * 2, gd=seeds([1.0, 1.1])) == "supported"
+    )
 
 
 def heights(*by_epoch):
@@ -314,16 +320,16 @@ def heights(*by_epoch):
 
 
 def test_heights_that_fall_over_training():
-    claim = claims.falling_height("sgd", (1, 2, 3), "")
+    claim = height_claims.falling_height("sgd", (1, 2, 3), "")
     assert verdict(claim, sgd=heights(0.4, 0.2, 0.1)) == "supported"
     assert verdict(claim, sgd=heights(0.4, 0.2, 0.3)) == "contradicted"
     assert verdict(claim, sgd=heights(0.4, 0.2, 0.1)[:1]) == "not resolved"
     unlike = [run for pair in ((0.4, 0.1), (0.1, 0.4), (0.2, 0.2)) for run in heights(*pair)[:1]]
-    assert verdict(claims.falling_height("sgd", (1, 2), ""), sgd=unlike) == "not resolved"
+    assert verdict(height_claims.falling_height("sgd", (1, 2), ""), sgd=unlike) == "not resolved"
 
 
 def test_a_smaller_learning_rate_bounces_lower():
-    claim = claims.lower_at_small_rate("low", "high", (1, 2), "")
+    claim = height_claims.lower_at_small_rate("low", "high", (1, 2), "")
     assert verdict(claim, high=heights(0.4, 0.2), low=heights(0.2, 0.1)) == "supported"
     assert verdict(claim, high=heights(0.2, 0.1), low=heights(0.4, 0.2)) == "contradicted"
     unlike = [run for pair in ((0.4, 0.1), (0.1, 0.4), (0.2, 0.2)) for run in heights(*pair)[:1]]
@@ -341,18 +347,18 @@ def test_proportion_intervals_known_on_paper_or_from_tables(successes, trials, e
 
 def test_fishers_exact_test_on_the_lady_who_tastes_tea():
     # Fisher (1935): three of four cups right, p = 17/70.
-    assert claims._fisher([[3, 1], [1, 3]], "greater") == pytest.approx(17 / 70)
-    assert claims._fisher([[4, 0], [0, 4]], "greater") == pytest.approx(1 / 70)
-    assert claims._fisher([[0, 4], [4, 0]], "less") == pytest.approx(1 / 70)
+    assert barrier_claims._fisher([[3, 1], [1, 3]], "greater") == pytest.approx(17 / 70)
+    assert barrier_claims._fisher([[4, 0], [0, 4]], "greater") == pytest.approx(1 / 70)
+    assert barrier_claims._fisher([[0, 4], [4, 0]], "less") == pytest.approx(1 / 70)
 
 
 def test_every_claim_of_every_figure_is_tested_here():
     tested = {claim.name.partition(":")[0].rstrip("0123456789").strip() for claim, *_ in CASES.values()}
     tested |= {
-        claims.farther_than_gd("", "", "").name,
-        claims.less_negative_cosine("", 1, "", "").name,
-        claims.falling_height("", (1, 2), "").name,
-        claims.lower_at_small_rate("", "", (1, 2), "").name,
+        walk_claims.farther_than_gd("", "", "").name,
+        walk_claims.less_negative_cosine("", 1, "", "").name,
+        height_claims.falling_height("", (1, 2), "").name,
+        height_claims.lower_at_small_rate("", "", (1, 2), "").name,
         "distance ≈ 1.",
     }
     for id in registry.IDS:

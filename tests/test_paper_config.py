@@ -176,5 +176,15 @@ def test_curvature_can_be_left_to_the_first_updates():
 
 def test_the_hash_is_the_same_in_every_process_and_version():
     # Finished trainings on disk are found by it: a change of this value orphans them, and must be meant.
-    assert Experiment().settings_hash == "2a79878ffa"
+    assert Experiment(learning_rate=0.2).settings_hash == "0721694f4c"
     assert Experiment().differences(Experiment().to_dict()) == []
+
+
+def test_a_setting_at_its_default_leaves_the_hash_as_it_is():
+    # So that a setting that is new, and off by default, finds the trainings that were made without it.
+    assert Experiment(momentum=0.0, learning_rate=0.2).settings_hash == Experiment(learning_rate=0.2).settings_hash
+    assert Experiment(momentum=0.9).settings_hash != Experiment().settings_hash
+    older = {name: value for name, value in Experiment().to_dict().items() if name != "momentum"}
+    assert Experiment().differences(older) == []
+    assert Experiment(momentum=0.9).differences(older) == ["momentum: 0.0 in the run, 0.9 now"]
+    assert Experiment().differences({"forgotten": 1}) == ["forgotten: 1 in the run, None now"]

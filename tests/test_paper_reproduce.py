@@ -14,7 +14,7 @@ import pytest
 
 import sgdwalk
 from sgdwalk import cli
-from sgdwalk.paper import claims, data, estimate, registry, sweep, trainings
+from sgdwalk.paper import data, estimate, registry, sweep, trainings, walk_claims, walk_figures
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.models import build
 from sgdwalk.paper.run import judge, open_runs, reproduce
@@ -147,7 +147,7 @@ def test_claims_are_judged_where_the_scale_allows(smoke):
     wanted = registry.figure("fig17", "smoke")
     runs = open_runs(wanted, smoke / "trainings")
     verdicts = [each.judgement.verdict for each in judge(replace(wanted, scale="small"), runs)]
-    assert verdicts[0] == claims.valley("gd", "").judge(runs).verdict == "contradicted"
+    assert verdicts[0] == walk_claims.valley("gd", "").judge(runs).verdict == "contradicted"
     assert {each.judgement.verdict for each in judge(wanted, runs)} == {"not testable at this scale"}
 
 
@@ -203,16 +203,16 @@ def test_figures_and_tables_of_one_network_share_their_trainings():
 
 def test_every_epoch_that_a_figure_or_table_shows_is_watched():
     for scale in registry.SCALES:
-        for name, (architecture, epoch) in registry.SGD_FIGURES.items():
+        for name, (architecture, epoch) in walk_figures.SGD_FIGURES.items():
             watched = registry.figure(name, scale).trainings["sgd"][0]
             first = (trainings.our_epoch(epoch, scale) - 1) * watched.steps_per_epoch
             shown = range(first, min(first + 40, first + watched.steps_per_epoch))
             assert all(watched.watched(step) for step in shown), (name, architecture, scale)
 
 
-@pytest.mark.parametrize(("name", "scale"), [("fig3", "small"), ("fig17", "huge")])
+@pytest.mark.parametrize(("name", "scale"), [("fig29", "small"), ("fig17", "huge")])
 def test_what_cannot_be_reproduced_is_refused(name, scale):
-    with pytest.raises(sgdwalk.InputError, match=r"cannot be reproduced yet|no scale"):
+    with pytest.raises(sgdwalk.InputError, match=r"cannot be reproduced|no scale"):
         registry.figure(name, scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -255,17 +256,27 @@ class Experiment:
 
     @property
     def settings_hash(self) -> str:
-        """Ten hexadecimal digits that tell these settings from all others: figures share trainings by it."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:10]
+        """Ten hexadecimal digits that tell these settings from all others: figures share trainings by it.
+
+        Only settings that differ from their defaults count: a setting that is added to this class, with a default
+        under which all stays as it was, leaves finished trainings what they are.
+        """
+        chosen = {name: value for name, value in self.to_dict().items() if value != _defaults()[name]}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Where stored settings differ from these, one line a setting: what is stored, what was asked."""
-        asked = self.to_dict()
+        asked, stored = self.to_dict(), _defaults() | dict(settings)
         return [
-            f"{name}: {settings.get(name)!r} in the run, {asked.get(name)!r} now"
-            for name in sorted({*asked, *settings})
-            if settings.get(name) != asked.get(name)
+            f"{name}: {stored[name]!r} in the run, {asked.get(name)!r} now"
+            for name in sorted(stored)
+            if stored[name] != asked.get(name)
         ]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return Experiment().to_dict()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import sgdwalk
-from sgdwalk.paper.claims import FIRST_UPDATES
 from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.figure import DEVIATIONS, Figure, Panel, Runs
 from sgdwalk.paper.judging import Claim, Judgement
-from sgdwalk.paper.registry import DEVIATIONS, Figure, FigureId, Panel, Runs, figure
+from sgdwalk.paper.registry import FigureId, figure
+from sgdwalk.paper.selections import FIRST_UPDATES
 from sgdwalk.paper.sweep import Update, is_trained, train_all, training_name
 from sgdwalk.paper.trainings import Scale
 

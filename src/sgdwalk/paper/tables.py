@@ -9,8 +9,9 @@ import pandas as pd
 
 import sgdwalk
 from sgdwalk.paper import protocols
-from sgdwalk.paper.claims import FIRST_UPDATES, mean_height
+from sgdwalk.paper.height_claims import mean_height
 from sgdwalk.paper.judging import proportion_interval, student
+from sgdwalk.paper.selections import FIRST_UPDATES
 from sgdwalk.paper.trainings import Architecture
 
 UPDATES_IN_PAPERS_EPOCH = 450

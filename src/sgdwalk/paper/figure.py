@@ -1,0 +1,94 @@
+"""What a figure of the paper is: trainings, what is shown of them, claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+import sgdwalk
+from sgdwalk.paper.charts import Chart
+from sgdwalk.paper.config import Experiment
+from sgdwalk.paper.judging import Claim
+from sgdwalk.paper.trainings import ARCHITECTURES, CUTS, Architecture, Scale
+
+DEVIATIONS = (
+    "The full loss is measured on one fixed partition of the training images into batches of the training's own size, "
+    "at every point of every segment, without augmentation. The authors' code draws a fresh partition and fresh crops "
+    "for each point, and so adds noise to the curve.",
+    "BatchNorm uses the statistics of each evaluation batch, as the paper's footnote 5 has it; its running statistics "
+    "play no part. The authors' code interpolates those as well, without effect on the loss.",
+    "Walks start at θ_0, before the first update; the authors' curves start at θ_1.",
+    "GD follows the mean gradient over all training images, as they are, with the fixed learning rate 0.1. The "
+    "authors' public code adds up the mean gradients of nine mini-batches of 5,000, which makes that 0.9; both "
+    "readings are shown.",
+    "The cosine is that of the loss gradients. The authors' code took it after weight decay (1e-4 θ) had been added.",
+    "Training ends with the last epoch that is shown; the paper's MLP was trained on to epoch 40.",
+    "Weight decay is 1e-4 and the first seed 1111, as in the authors' code; the paper mentions neither.",
+    "Under GD BatchNorm sees batches of the evaluation's size, theirs had 5,000 images.",
+)
+"""How our setting differs from the paper's at every scale."""
+
+Runs = Mapping[str, Sequence[sgdwalk.Run]]
+"""By role, one a seed."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One walk that a figure shows: the first 40 updates of an epoch of the first seed."""
+
+    role: str
+    epoch: int | None
+    """None: the first updates of the run, as for GD, where an epoch is one update."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers on a page and in a CSV file."""
+
+    name: str
+    title: str
+    text: str
+    """What the columns are, and how to read them."""
+    make: Callable[[Runs], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure or table of the paper, at one scale."""
+
+    id: str
+    scale: Scale
+    title: str
+    published: str
+    """What the paper shows, in its words."""
+    architectures: tuple[Architecture, ...]
+    trainings: Mapping[str, tuple[Experiment, ...]]
+    """By role, one a seed; the first of each role is watched where a panel shows it."""
+    claims: tuple[tuple[str, Claim], ...]
+    """Each with the reading it is judged on, or an empty text."""
+    panels: tuple[Panel, ...] = ()
+    """Walks in the paper's three panels. The first is the figure itself; others stand beside it for comparison."""
+    chart: Callable[[Runs], Chart] | None = None
+    """The picture of what is no walk."""
+    tables: tuple[Table, ...] = field(default=())
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """Every training once."""
+        return list(dict.fromkeys(experiment for each in self.trainings.values() for experiment in each))
+
+    @property
+    def cuts(self) -> list[str]:
+        """What this scale leaves out, network by network."""
+        return list(dict.fromkeys(CUTS[self.scale][each] for each in self.architectures))
+
+
+def published_name(architecture: Architecture) -> str:
+    return {"mlp": "MLP", "vgg11": "VGG-11", "resnet56": "Resnet-56", "vgg11-tiny": "VGG-11"}[architecture]
+
+
+def published_data(architecture: Architecture) -> str:
+    return ARCHITECTURES[architecture].partition(" on ")[2]
