@@ -18,13 +18,14 @@ from typing import Any
 
 import pandas as pd
 
-from sgdwalk.paper.registry import DEVIATIONS, IDS
+from sgdwalk.paper.figure import DEVIATIONS
+from sgdwalk.paper.overview import VERDICTS, count, statements, summary
+from sgdwalk.paper.registry import IDS
 from sgdwalk.paper.run import as_cells
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 SCALE = "small"
-VERDICTS = ("supported", "contradicted", "not resolved", "not testable at this scale")
 
 
 def copy_results(pages: Path) -> None:
@@ -90,7 +91,7 @@ def lines(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     for deviation in DEVIATIONS:
         yield f"- {deviation}"
     yield ""
-    yield from summary(results)
+    yield from verdicts(results)
     yield "## Questions that the paper leaves open"
     yield ""
     for title, answer in QUESTIONS:
@@ -103,18 +104,29 @@ def lines(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield from provenance(results)
 
 
-def summary(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """How many claims hold, fail, cannot be told."""
     yield "## The paper's statements"
     yield ""
-    yield "A statement is judged once for each figure, network and reading that it is made of. Thresholds were set before"
-    yield "the trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/claims.py`."
+    yield f"**{summary(list(results.values()))}** A statement holds where at least half of the verdicts that could be had"
+    yield "support it and none contradicts it, fails where it is the other way round, and holds in part where some support and"
+    yield "some contradict it. It is judged once for each figure, network and reading that it is made of. Thresholds were set"
+    yield "before the trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/*_claims.py`."
+    yield ""
+    yield "| statement | in all | verdicts |"
+    yield "|---|---|---|"
+    for each in statements(list(results.values())):
+        counts = Counter(verdict for _, _, verdict in each.judged)
+        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+        yield f"| {each.name}: “{each.words}” | **{each.sort}** | {told} |"
+    yield ""
+    yield "By figure, one verdict for each network and reading:"
     yield ""
     yield f"| id | what | {' | '.join(VERDICTS)} |"
     yield f"|---|---|{'---|' * len(VERDICTS)}"
     total: Counter[str] = Counter()
     for id, result in results.items():
-        counts = Counter(claim["verdict"] for claim in result["claims"])
+        counts = count(result)
         total += counts
         yield f"| {id} | {result['title'].partition(': ')[2]} | {' | '.join(str(counts[each]) for each in VERDICTS)} |"
     yield f"| all | | {' | '.join(f'**{total[each]}**' for each in VERDICTS)} |"
@@ -261,7 +273,7 @@ def provenance(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--from", dest="pages", type=Path, help="folder of pages, the --out of `sgdwalk reproduce`")
     options = parser.parse_args()
     if options.pages is not None:

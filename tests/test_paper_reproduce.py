@@ -89,6 +89,8 @@ def test_several_figures_are_one_command(smoke, no_training, capsys):
     printed = capsys.readouterr().out
     assert printed.index("fig18-smoke") < printed.index("fig19-smoke")  # in the paper's order
     assert printed.count("Page: ") == 2
+    assert printed.startswith("Of ")
+    assert (smoke / "all-smoke" / "index.html").exists()
 
 
 def test_a_dry_run_tells_what_is_missing_and_starts_nothing(smoke, no_training, tmp_path, capsys):

@@ -119,7 +119,8 @@ class Reproduce:
     with verdicts.
 
     Trainings are kept in OUT/trainings and shared between figures; a command that was stopped does only what is missing
-    when it is given again. Pictures (PNG, SVG, PDF), tables (CSV) and a page (HTML) go to OUT/ID-SCALE.
+    when it is given again. Pictures (PNG, SVG, PDF), tables (CSV) and a page (HTML) go to OUT/ID-SCALE;
+    of several ids, a page over all of them to OUT/all-SCALE.
 
     For example, one figure, then everything, at the published setting on two GPUs, first only to see what it takes:
 
@@ -147,6 +148,7 @@ class Reproduce:
 
     def __call__(self, command: str) -> int:
         from sgdwalk.paper.interrupt import StopOnSignal
+        from sgdwalk.paper.overview import read_results, summary, write_overview
         from sgdwalk.paper.progress import ProgressDisplay
         from sgdwalk.paper.registry import IDS
         from sgdwalk.paper.run import reproduce_all
@@ -176,6 +178,9 @@ class Reproduce:
         if pages is None:
             say_how_to_go_on(f"stopped; finished and begun trainings are kept in {plain(self.out)}", command)
             return stop.exit_code
+        if len(pages) > 1:
+            print(summary(read_results(self.out, self.scale)))
+            print(f"Overview: {plain(write_overview(self.out, self.scale).absolute())}")
         for page in pages:
             for each in page.judged:
                 reading = f" ({each.reading})" if each.reading else ""
