@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +13,14 @@ from torch import Tensor
 from sgdwalk.draws import generator
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
-from sgdwalk.objective import FullLoss
+from sgdwalk.objective import FullLoss, as_sums
 from sgdwalk.params import lerp_into
 from sgdwalk.sampling import sampled_segment
+from sgdwalk.shared_layer import SharedLayer, find_shared_layer
 
 NUM_UNITS = 16
 """Evaluation batches drawn at a sampled step; with 16 the bias that is left is below 1 % of the height."""
-SAMPLE_ONE_IN = 14
+SAMPLE_ONE_IN = 15
 """A sampled walk looks at one step of so many."""
 NODES = (0.0, 0.5, 1.0)
 """Where the model is evaluated; its outputs in between are a parabola through these."""
@@ -106,28 +109,41 @@ def unit_losses(
         Losses, one list of ``num_points + 1`` for each unit, and the counts.
     """
     alphas = [k / num_points for k in range(num_points + 1)]
+    shared = find_shared_layer(full_loss)
     losses: list[list[float]] = []
     counts: list[float] = []
-    output, _ = full_loss.outputs(units[0])
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        return _evaluated(full_loss, start, end, units, alphas)
-    at_a_time = max(1, OUTPUT_BYTES // (len(NODES) * output.numel() * output.element_size()))
-    for low in range(0, len(units), at_a_time):
-        group = units[low : low + at_a_time]
-        outputs = []
-        for alpha in NODES:
-            lerp_into(full_loss.site.targets, start, end, alpha)
-            outputs.append([full_loss.outputs(unit) for unit in group])
-        for unit, *at_nodes in zip(group, *outputs, strict=True):
-            pairs = [
-                full_loss.sum_and_count(
-                    _interpolated([output for output, _ in at_nodes], alpha), at_nodes[0][1], full_loss.data.sizes[unit]
+    with contextlib.nullcontext() if shared is None else shared.installed(start, end):
+        at_a_time = 1  # until the size of an output is known
+        remaining = list(units)
+        while remaining:
+            group, remaining = remaining[:at_a_time], remaining[at_a_time:]
+            outputs = []
+            for alpha in NODES:
+                lerp_into(full_loss.site.targets, start, end, alpha)
+                outputs.append([_output(full_loss, unit, alpha, shared) for unit in group])
+            sample = outputs[0][0][0]
+            if not isinstance(sample, Tensor) or not sample.is_floating_point():
+                return _evaluated(full_loss, start, end, units, alphas)
+            at_a_time = max(1, OUTPUT_BYTES // (len(NODES) * sample.numel() * sample.element_size()))
+            if shared is not None:
+                shared.forget()
+            for unit, *at_nodes in zip(group, *outputs, strict=True):
+                target, size = at_nodes[0][1], full_loss.data.sizes[unit]
+                values = [output for output, _ in at_nodes]
+                sums = as_sums(
+                    [full_loss.sum_and_count(_interpolated(values, alpha), target, size) for alpha in alphas]
                 )
-                for alpha in alphas
-            ]
-            counts.append(float(pairs[0][1]))
-            losses.append([float(value) / counts[-1] for value, _ in pairs])
+                counts.append(sums.counts[0])
+                losses.append([value / counts[-1] for value in sums.sums])
     return losses, counts
+
+
+def _output(full_loss: FullLoss, unit: int, alpha: float, shared: SharedLayer | None) -> tuple[Any, Any]:
+    """Output and target of one evaluation batch at the site's point, which is that of α."""
+    batch = full_loss.prepared(unit)
+    if shared is not None:
+        shared.at(alpha, unit, batch[0])
+    return full_loss.forward(full_loss.site.module, batch)
 
 
 def _interpolated(values: Sequence[Tensor], alpha: float) -> Tensor:
