@@ -49,7 +49,20 @@ LAYERS = [
 """From the bottom to the top: a module imports from the layers below its own, and from its own."""
 
 READING = {
-    *("errors", "records", "text", "when", "valley", "provenance", "lock", "rows", "store", "run", "analysis", "sampling"),
+    *(
+        "errors",
+        "records",
+        "text",
+        "when",
+        "valley",
+        "provenance",
+        "lock",
+        "rows",
+        "store",
+        "run",
+        "analysis",
+        "sampling",
+    ),
     *(
         "drawing",
         "captions",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sgdwalk.errors import InputError
-from sgdwalk.sampling import mean_of_steps
+from sgdwalk.sampling import mean_of_consecutive, mean_of_steps
 from sgdwalk.text import plain
 
 if TYPE_CHECKING:
@@ -234,6 +234,39 @@ def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
             "bounce_share": float(chosen[f"{name}_interior"].mean()),
             "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
             "undefined": len(chosen) - height.num_steps,
+        }
+    frame = pd.DataFrame(list(rows.values()))
+    frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
+    return frame
+
+
+def gauge_epochs(run: Run) -> pd.DataFrame:
+    """One row an epoch of a walk with a gauge: the mean slope at the ends of its updates, with a 95 % interval.
+
+    Columns: ``num_updates``, ``mean_gauge`` with ``gauge_low`` and ``gauge_high`` (nats per example; positive: updates
+    go past the floor of their segment on average), ``positive_share``, ``undefined``. Index ``epoch``. A single gauge
+    is one mini-batch's word: its mean is the mean slope, but the share of positive ones lies nearer to one half than
+    the share of bounces. The interval is that of the means of √n runs of consecutive updates (batch means), as
+    neighbours are not independent; NaN with fewer than 9.
+
+    Raises:
+        InputError: the run has no gauge.
+
+    Source: d·∇L is the directional derivative along the update; "A Walk with SGD", section 3, for what a bounce is.
+    """
+    if "gauge" not in run.steps:
+        raise InputError("The run has no column gauge: pass gauge=True to watch().")
+    rows = {}
+    for epoch, steps in run.steps.groupby("epoch", dropna=False, sort=True):
+        known = steps["gauge"].dropna().to_numpy(float)
+        mean = mean_of_consecutive(known)
+        rows[epoch] = {
+            "num_updates": len(steps),
+            "mean_gauge": mean.value,
+            "gauge_low": mean.low,
+            "gauge_high": mean.high,
+            "positive_share": float((known > 0).mean()) if len(known) else math.nan,
+            "undefined": len(steps) - len(known),
         }
     frame = pd.DataFrame(list(rows.values()))
     frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")

@@ -118,6 +118,31 @@ def mean_of_steps(values: ArrayLike) -> Mean:
     return Mean(value, value - half, value + half, n)
 
 
+def mean_of_consecutive(values: ArrayLike) -> Mean:
+    """Mean of a series whose neighbours depend on each other, with a 95 % interval by the method of batch means.
+
+    Args:
+        values: every value of the series, in order, finite.
+
+    Returns:
+        NaN for ``low`` and ``high`` with fewer than 9 values.
+
+    >>> mean_of_consecutive([2.0] * 16)
+    Mean(value=2.0, low=2.0, high=2.0, num_steps=16)
+
+    Source: the method of batch means of simulation, with √n batches.
+    """
+    series = np.asarray(values, dtype=np.float64)
+    n = len(series)
+    value = float(series.mean()) if n else math.nan
+    batches = math.isqrt(n)
+    if batches < 3:
+        return Mean(value, math.nan, math.nan, n)
+    means = np.array([batch.mean() for batch in np.array_split(series, batches)])
+    half = float(stdtrit(batches - 1, (1 + CONFIDENCE) / 2)) * float(means.std(ddof=1)) / math.sqrt(batches)
+    return Mean(value, value - half, value + half, n)
+
+
 def _mean(losses: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The curve of all these units together.  # (points,)"""
     return (weights[:, None] * losses).sum(axis=0) / weights.sum()
