@@ -14,10 +14,14 @@ from sgdwalk.paper.config import Experiment
 from sgdwalk.paper.trainings import AUTHORS_SEED, OTHER_SEEDS, Architecture, Scale, base
 
 USUAL_RATE = 0.1
-RATES = (0.05, 0.1, 0.2)
+RATES: Mapping[Scale, tuple[float, ...]] = {
+    "smoke": (0.05, 0.1),
+    "small": (0.05, 0.1, 0.2),
+    "paper": (0.05, 0.1, 0.2),
+}
 """Learning rates of Figures 4 and 22 to 24, at the usual batch size."""
 MULTIPLES: Mapping[Scale, tuple[float, ...]] = {
-    "smoke": (0.5, 1, 5),
+    "smoke": (0.5, 1),
     "small": (0.5, 1, 5, 10),
     "paper": (0.5, 1, 5, 10),
 }
@@ -85,7 +89,7 @@ def batch_settings(architecture: Architecture, scale: Scale) -> tuple[Setting, .
 
 def rate_settings(architecture: Architecture, scale: Scale) -> tuple[Setting, ...]:
     """Several learning rates at the usual batch size."""
-    return tuple(Setting(architecture, rate, base(architecture, scale).batch_size) for rate in RATES)
+    return tuple(Setting(architecture, rate, base(architecture, scale).batch_size) for rate in RATES[scale])
 
 
 def grid(architecture: Architecture, scale: Scale) -> tuple[Setting, ...]:
