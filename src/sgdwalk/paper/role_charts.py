@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,7 @@ def cosine_and_distance(runs: Runs, batches: Sequence[Setting], rates: Sequence[
         (f"learning rate, at B = {rates[0].batch_size}", [(f"η = {each.learning_rate:g}", each) for each in rates]),
     )
     said = []
+    labels: dict[Any, list[tuple[float, str, Any]]] = {}
     for (top, bottom), (title, settings) in zip(grid.T, columns, strict=True):
         for (label, setting), shade in zip(settings, np.linspace(0.15, 0.8, len(settings)), strict=True):
             colour = colormaps["viridis"](shade)
@@ -54,17 +56,17 @@ def cosine_and_distance(runs: Runs, batches: Sequence[Setting], rates: Sequence[
             distance = np.mean([run.steps["next_distance"].iloc[:updates] for run in runs[setting.role]], axis=0)
             bottom.plot(np.arange(1, updates + 1), distance, color=colour, linewidth=1.8)
             for axis, end in ((top, mean[-1]), (bottom, distance[-1])):
-                axis.annotate(
-                    label, (updates, end), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour
-                )
+                labels.setdefault(axis, []).append((float(end), label, colour))
             said.append(f"{label}: cosine {mean[-1]:.3f}, distance {distance[-1]:.3g}")
         top.axhline(0, color=MUTED, linewidth=0.7)
         top.set_title(f"By {title}", loc="left", fontsize=11, fontweight="bold", color=INK)
         bottom.set_xlabel("updates", color=MUTED)
         bottom.set_xlim(0, 1.17 * updates)
-        bottom.set_ylim(0, None)
         dress(top)
         dress(bottom)
+    grid[1, 0].set_ylim(0, None)
+    for axis, ends in labels.items():
+        _label(axis, updates, ends)
     grid[0, 0].set_ylabel("cosine of consecutive gradients", color=MUTED)
     grid[1, 0].set_ylabel("distance ‖θ_t - θ_0‖", color=MUTED)
     return Chart(
@@ -74,6 +76,16 @@ def cosine_and_distance(runs: Runs, batches: Sequence[Setting], rates: Sequence[
         "mean over the seeds. Dark to light: small to large.",
         f"Cosine and distance over {updates} updates. At the end: {'; '.join(said)}.",
     )
+
+
+def _label(axis: Any, x: float, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Write names beside the ends of lines, moved apart where they would cover each other."""
+    low, high = axis.get_ylim()
+    height = (high - low) / 16
+    below = low - height
+    for y, label, colour in sorted(ends):
+        below = max(y, below + height)
+        axis.annotate(label, (x, below), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
 
 def _blocks(runs: Sequence, column: str, updates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,7 +119,11 @@ def grids(
             axis.set_yticks(range(len(sizes)), [str(size) for size in sizes])
             axis.tick_params(colors=MUTED, labelsize=8, length=0)
             if number == 0:
-                axis.set_title(quantity.words.replace(", ", "\n").replace(" (", "\n("), fontsize=10, color=INK)
+                axis.set_title(
+                    quantity.words.replace(", ", "\n").replace(" (", "\n(").replace(" of ", "\nof ", 1),
+                    fontsize=10,
+                    color=INK,
+                )
             if number == len(rows) - 1:
                 axis.set_xlabel("learning rate η", color=MUTED, fontsize=9)
         line[0].set_ylabel(

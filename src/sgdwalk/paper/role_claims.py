@@ -318,5 +318,5 @@ def _lost(walks: Walks, settings: Sequence[Setting], quantity: Quantity, moment:
 def _bouncing(walks: Walks, settings: Sequence[Setting], moment: Moment) -> tuple[Sequence[Setting], str]:
     """The settings that have made so many updates that bouncing can have begun, and which have not."""
     begun = [each for each in settings if window(walks[each.role][0], moment).start >= BOUNCING_FROM]
-    late = ", ".join(str(each.batch_size) for each in settings if each not in begun)
+    late = ", ".join(map(str, dict.fromkeys(each.batch_size for each in settings if each not in begun)))
     return begun, f" Left out, fewer than {BOUNCING_FROM} updates before the half: batch size {late}." if late else ""

@@ -33,7 +33,7 @@ class Quantity:
 HEIGHT = Quantity("height", "height, nats per example", True)
 DISTANCE = Quantity("distance", "distance from θ_0", True)
 COSINE = Quantity("cosine", "cosine of consecutive gradients", False)
-SPECTRAL_NORM = Quantity("spectral_norm", "spectral norm (of a part)", True)
+SPECTRAL_NORM = Quantity("spectral_norm", "spectral norm (over a part)", True)
 ACCURACY = Quantity("validation_accuracy", "validation accuracy", False)
 VALIDATION_LOSS = Quantity("validation_loss", "validation loss, nats per example", True)
 QUANTITIES = (HEIGHT, DISTANCE, COSINE, SPECTRAL_NORM, ACCURACY, VALIDATION_LOSS)
