@@ -19,7 +19,7 @@ from sgdwalk.paper.role_trainings import (
     rate_settings,
     sweep,
 )
-from sgdwalk.paper.trainings import ARCHITECTURES, Architecture, Scale
+from sgdwalk.paper.trainings import ARCHITECTURES, Architecture, Scale, base
 
 COSINE_FIGURES: Mapping[str, Architecture] = {
     "fig4": "vgg11",
@@ -40,6 +40,19 @@ def moments(architecture: Architecture, scale: Scale) -> tuple[Moment, Moment]:
     """When walks are compared: after a fixed number of updates, and of epochs."""
     where = compared(architecture, scale)
     return Moment(where.updates, "updates"), Moment(where.epochs, "epochs")
+
+
+def _cuts(architecture: Architecture, scale: Scale) -> str:
+    """How long the trainings of an architecture are, and with which batch sizes."""
+    where, usual = compared(architecture, scale), base(architecture, scale)
+    sizes = ", ".join(str(each.batch_size) for each in batch_settings(architecture, scale))
+    return (
+        f"{ARCHITECTURES[architecture]}, by learning rate and batch size: batch sizes {sizes} for the paper's 50, 100, "
+        f"500 and 1,000, all cut by the same factor; trained for {where.epochs} epochs and for at least "
+        f"{where.updates} updates, what {usual.batch_size} examples a batch make in them. How long the paper's "
+        "trainings were is not said. A larger batch makes fewer updates an epoch, so that after a fixed number of "
+        "epochs it may still be on the way into the valley."
+    )
 
 
 def _cosine_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
@@ -64,6 +77,7 @@ def _cosine_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
         {each.role: sweep(each, scale) for each in settings},
         tuple(claims),
         chart=lambda runs: role_charts.cosine_and_distance(runs, batches, rates, updates.number),
+        further_cuts=() if scale == "smoke" else (_cuts(architecture, scale),),
         tables=(
             Table(
                 "settings",
@@ -120,6 +134,7 @@ def _roles(scale: Scale) -> Figure:
         {each.role: sweep(each, scale) for network in NETWORKS for each in cells[network]},
         tuple(claims),
         chart=lambda runs: role_charts.grids(runs, cells, when),
+        further_cuts=() if scale == "smoke" else tuple(_cuts(each, scale) for each in NETWORKS),
         tables=tuple(tables),
     )
 
