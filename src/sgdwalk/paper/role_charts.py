@@ -58,7 +58,7 @@ def cosine_and_distance(runs: Runs, batches: Sequence[Setting], rates: Sequence[
             for axis, end in ((top, mean[-1]), (bottom, distance[-1])):
                 labels.setdefault(axis, []).append((float(end), label, colour))
             said.append(f"{label}: cosine {mean[-1]:.3f}, distance {distance[-1]:.3g}")
-        top.axhline(0, color=MUTED, linewidth=0.7)
+        top.plot([0, updates], [0, 0], color=MUTED, linewidth=0.7)
         top.set_title(f"By {title}", loc="left", fontsize=11, fontweight="bold", color=INK)
         bottom.set_xlabel("updates", color=MUTED)
         bottom.set_xlim(0, 1.17 * updates)
@@ -85,7 +85,15 @@ def _label(axis: Any, x: float, ends: Sequence[tuple[float, str, Any]]) -> None:
     below = low - height
     for y, label, colour in sorted(ends):
         below = max(y, below + height)
-        axis.annotate(label, (x, below), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+        axis.text(
+            1.01 * x,
+            below,
+            label,
+            va="center",
+            fontsize=8,
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
 
 
 def _blocks(runs: Sequence, column: str, updates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,7 +156,18 @@ def _map(axis, table: np.ndarray, *, logarithmic: bool) -> None:
     axis.imshow(shown, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
     for (row, column), number in np.ndenumerate(table):
         shade = (shown[row, column] - low) / (high - low) if high > low else 0.0
-        text = f"{number:.2g}" if np.isfinite(number) else "undefined"
-        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=INK if shade > 0.55 else "white")
+        dark = shade > 0.55 or not np.isfinite(number)
+        axis.text(column, row, _cell(number), ha="center", va="center", fontsize=8, color=INK if dark else "white")
     for side in axis.spines.values():
         side.set_visible(False)
+
+
+def _cell(number: float) -> str:
+    """A number that fits into a cell.
+
+    >>> _cell(0.0123), _cell(0.0000623), _cell(float("nan"))
+    ('0.012', '6e-5', '–')
+    """
+    if not np.isfinite(number):
+        return "–"
+    return f"{number:.2g}" if number == 0 or abs(number) >= 0.001 else f"{number:.0e}".replace("e-0", "e-")
