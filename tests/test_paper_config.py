@@ -136,6 +136,7 @@ OTHERS = {
     "width_divisor": 2,
     "augment": True,
     "curvature_first": 10,
+    "curvature_examples": 300,
     "compare": ("authors",),
     "compare_epochs": (1,),
     "compare_first": 5,
@@ -172,6 +173,15 @@ def test_curvature_can_be_left_to_the_first_updates():
     when = Experiment(curvature_every=4, curvature_first=10).curvature_when()
     assert [step for step in range(30) if when(step)] == [0, 4, 8]
     assert Experiment().curvature_when() is None
+
+
+def test_the_spectral_norm_over_a_part_is_measured_where_watching_begins():
+    experiment = Experiment(epochs=4, watch_epochs=(2, 4), watch_first=2, curvature_examples=300)
+    when = experiment.part_curvature_when()
+    assert [step for step in range(60) if when(step)] == [15, 45]
+    assert experiment.passes(15) - experiment.passes(16) == pytest.approx(66 * 300 / 1500)
+    assert Experiment(watch_epochs=(2,)).part_curvature_when() is None
+    assert Experiment(curvature_examples=300).part_curvature_when() is None
 
 
 def test_the_hash_is_the_same_in_every_process_and_version():

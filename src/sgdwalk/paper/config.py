@@ -28,6 +28,8 @@ COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0
 """The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
 CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
+PART_CURVATURE_PASSES = 66
+"""What the spectral norm over a part costs, in forward passes over that part: some eleven Hessian-vector products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,9 @@ class Experiment:
     """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
     curvature_first: int | None = None
     """Measure curvature only in the first updates of epoch 1, this many (gd: of the whole run)."""
+    curvature_examples: int | None = None
+    """Measure the spectral norm over the first training examples, this many, at the first update of each epoch of
+    watch_epochs (sgd only); never where not given."""
     compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
     """Measure some watched segments in other ways too, side by side. ``authors``: every point over a fresh random
     partition of freshly augmented images, as the authors' code does, and θ_t four more times. ``eval``: with
@@ -121,6 +126,7 @@ class Experiment:
         _check_count("num_points", self.num_points, 2)
         _check_count("curvature_every", self.curvature_every, 1)
         _check_count("curvature_first", self.curvature_first, 1)
+        _check_count("curvature_examples", self.curvature_examples, 2, self.num_examples)
         _check_count("compare_first", self.compare_first, 1)
         _check_choice("network", self.network, ("mlp", "vgg11", "resnet"))
         _check_count("num_validation", self.num_validation, 1)
@@ -215,6 +221,12 @@ class Experiment:
             chosen &= sgdwalk.first_steps(self.curvature_first)
         return chosen.bind(None if self.algorithm == "gd" else self.steps_per_epoch)
 
+    def part_curvature_when(self) -> sgdwalk.When | None:
+        """The steps at which the spectral norm over a part of the examples is measured, or None."""
+        if self.curvature_examples is None or not self.watch_epochs:
+            return None
+        return sgdwalk.first_steps(1, epochs=self.watch_epochs).bind(self.steps_per_epoch)
+
     def compare_when(self) -> sgdwalk.When:
         """The steps whose segments are measured in other ways too, where any are named."""
         if self.algorithm == "gd":
@@ -234,6 +246,9 @@ class Experiment:
         share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
         when = self.curvature_when()
         curvature = CURVATURE_PASSES if when is not None and when(step) else 0
+        part_when = self.part_curvature_when()
+        if self.curvature_examples is not None and part_when is not None and part_when(step):
+            curvature += PART_CURVATURE_PASSES * self.curvature_examples / self.num_examples
         compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
         return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
 

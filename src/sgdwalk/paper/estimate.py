@@ -60,6 +60,7 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
             watch=False,
             gd_gradient="mean",
             curvature_every=None,
+            curvature_examples=None,
             steps=None,
         )
         if alike not in speeds:

@@ -74,6 +74,8 @@ class Figure:
     chart: Callable[[Runs], Chart] | None = None
     """The picture of what is no walk."""
     tables: tuple[Table, ...] = field(default=())
+    further_cuts: tuple[str, ...] = ()
+    """What this figure leaves out besides what its networks' trainings do at its scale."""
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -83,7 +85,7 @@ class Figure:
     @property
     def cuts(self) -> list[str]:
         """What this scale leaves out, network by network."""
-        return list(dict.fromkeys(CUTS[self.scale][each] for each in self.architectures))
+        return [*dict.fromkeys(CUTS[self.scale][each] for each in self.architectures), *self.further_cuts]
 
 
 def published_name(architecture: Architecture) -> str:

@@ -191,7 +191,8 @@ def draw_chart(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
     if wanted.chart is None:
         return []
     chart = wanted.chart(runs)
-    label = "Ours, drawn like the paper's" if wanted.id == "fig8" else "The paper's numbers and ours"
+    label = "Ours, drawn like the paper's" if wanted.id.startswith("fig") else "The paper's numbers and ours"
+    label = "Ours" if wanted.id == "roles" else label
     return [save(chart.figure, folder, wanted.id, label, chart.caption, chart.alternative, [])]
 
 

@@ -20,6 +20,7 @@ from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
 from sgdwalk.paper.models import build
+from sgdwalk.paper.part_curvature import PartSpectralNorm
 from sgdwalk.paper.seeds import seed_for
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -130,6 +131,9 @@ def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[
         if experiment.algorithm == "sgd":
             chosen["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
             chosen["noise_scale"] = sgdwalk.at(when, sgdwalk.GradientNoiseScale())
+    part_when = experiment.part_curvature_when()
+    if part_when is not None:
+        chosen["part_spectral_norm"] = sgdwalk.at(part_when, PartSpectralNorm(experiment, model, training))
     if experiment.compare and experiment.watch:
         chosen["compare"] = sgdwalk.at(experiment.compare_when(), Compare(experiment, model, training))
     return chosen
