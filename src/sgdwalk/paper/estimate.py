@@ -61,6 +61,10 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
             gd_gradient="mean",
             curvature_every=None,
             steps=None,
+            validate_every=1,
+            noise_factor=0.0,
+            noise_reading="variance",
+            after=None,
         )
         if alike not in speeds:
             speeds[alike] = _examples_per_second(alike, device)
