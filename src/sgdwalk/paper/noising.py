@@ -14,6 +14,9 @@ from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Experiment
 from sgdwalk.paper.data import Split
 from sgdwalk.paper.seeds import seed_for
 
+FINER_BATCHES = 30
+"""Mini-batches at least, where the largest variance is to be less biased."""
+
 
 class Noise(Protocol):
     """What adds the noise, as far as a training must know it."""
@@ -29,8 +32,9 @@ def measure(experiment: Experiment, model: nn.Module, training: Split) -> dict[s
     """The largest gradient variance at the initial weights, in two settings; None where no noise is asked for.
 
     ``authors``: between nine mini-batches that hold all examples, divisor K, as the authors' code has it. The paper's
-    strength of noise is a share of this one. ``less_biased``: between mini-batches of the training's size, divisor
-    K - 1, because a maximum over many variances of nine samples each is several times too large.
+    strength of noise is a share of this one. ``less_biased``: between mini-batches of the training's size, or smaller
+    ones where there were fewer than thirty, divisor K - 1: a maximum over many variances of nine samples each is
+    several times too large.
 
     Args:
         experiment: asks for the noise.
@@ -43,8 +47,9 @@ def measure(experiment: Experiment, model: nn.Module, training: Split) -> dict[s
     ninth = experiment.num_examples // AUTHORS_GD_BATCHES
     authors = sgdwalk.max_gradient_variance(model, cross_entropy, data, batch_size=ninth, divisor="K")
     measured: dict[str, Any] = {"authors": asdict(authors)}
-    if experiment.num_examples // experiment.batch_size > AUTHORS_GD_BATCHES:
-        finer = sgdwalk.max_gradient_variance(model, cross_entropy, data, batch_size=experiment.batch_size)
+    smaller = min(experiment.batch_size, experiment.num_examples // FINER_BATCHES)
+    if smaller > 1:
+        finer = sgdwalk.max_gradient_variance(model, cross_entropy, data, batch_size=smaller)
         measured["less_biased"] = asdict(finer)
     return measured
 

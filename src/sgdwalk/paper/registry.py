@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import table_figures, walk_figures
+from sgdwalk.paper import noise_figures, table_figures, walk_figures
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
 FigureId = Literal[
     "fig1",
     "fig2",
+    "fig5",
     "fig8",
     "fig9",
     "fig10",
@@ -27,18 +28,24 @@ FigureId = Literal[
     "fig19",
     "fig20",
     "fig21",
+    "fig25",
+    "fig26",
     "table1",
     "table2",
+    "footnote6",
 ]
 IDS: tuple[FigureId, ...] = get_args(FigureId)
 
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
     **walk_figures.FIGURES,
     **table_figures.FIGURES,
+    **noise_figures.FIGURES,
 }
 """Id -> what makes the figure at a scale."""
 
-TITLES: Mapping[FigureId, str] = {id: {**walk_figures.TITLES, **table_figures.TITLES}[id] for id in IDS}
+TITLES: Mapping[FigureId, str] = {
+    id: {**walk_figures.TITLES, **table_figures.TITLES, **noise_figures.TITLES}[id] for id in IDS
+}
 """Id -> the figure in a few words, in the order in which they are listed."""
 
 
