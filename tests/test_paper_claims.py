@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import synthetic
+import test_paper_noise_claims
 from sgdwalk.paper import barrier_claims, height_claims, registry, walk_claims
 from sgdwalk.paper.judging import proportion_interval
 from sgdwalk.records import NAN, SegmentPoint, StepRecord
@@ -363,6 +364,8 @@ def test_every_claim_of_every_figure_is_tested_here():
     }
     for id in registry.IDS:
         for _, claim in registry.figure(id, "small").claims:
+            if claim.name in test_paper_noise_claims.NAMES:
+                continue
             assert claim.name.partition(":")[0].rstrip("0123456789").strip() in tested, claim.name
             assert claim.words
             assert claim.source
