@@ -8,7 +8,7 @@ import pytest
 
 import synthetic
 from sgdwalk.paper import noise_charts, noise_claims, noise_figures, noise_tables, noise_trainings, registry
-from sgdwalk.paper.noise_trainings import NOISE_ROLES, against_gd, going_on, on_top_of_sgd
+from sgdwalk.paper.noise_trainings import NOISE_ROLES, against_gd, going_on, on_top_of_sgd, starts
 from sgdwalk.records import NAN, EpochNote, StepRecord
 from sgdwalk.run import Run
 
@@ -185,6 +185,14 @@ def test_a_training_that_diverged_is_counted_as_undefined():
         assert verdict(claim, {"noise": [training(loss=diverges)]}) == "not testable at this scale"
 
 
+def test_what_was_not_stuck_says_nothing_of_footnote_6():
+    moving = [training(loss=lambda t: 1.01 - t / 100)] * 3
+    for claim in (noise_claims.no_help("after", "stuck", ""), noise_claims.helps("after", "stuck", "")):
+        found = claim.judge({"after": levels(0.001, 0.001, 0.002), "stuck": moving})
+        assert found.verdict == "not testable at this scale"
+        assert found.finding.startswith("Not stuck before (last quarter by the one before: 0.359, 0.359, 0.359). loss")
+
+
 def test_ends_are_means_over_the_last_tenth_and_the_last_three_validations():
     run = training(loss=lambda t: float(t), accuracy=0.7, distance=3.0, norm=50.0)
     assert noise_claims.final_loss(run) == np.mean(range(90, 100))
@@ -259,11 +267,10 @@ def test_all_trainings_of_a_figure_have_as_many_updates_and_no_augmentation(scal
 
 
 def test_footnote_6_goes_on_from_figure_5s_training():
-    for reading, role in (("variance", "noise-variance-0.1"), ("std", "noise-std-0.1")):
-        roles = going_on(reading, "small")
-        stuck = roles[f"stuck-{reading}"]
-        assert stuck == against_gd("vgg11", "small")[role]
-        lower, gd, sgd = (roles[f"{change}-{reading}"] for change in ("lower", "gd", "sgd"))
+    assert {architecture for architecture, _ in starts("small")} == {"vgg11", "mlp"}
+    for architecture, reading in starts("small"):
+        stuck, lower, gd, sgd = going_on(architecture, reading, "small").values()
+        assert stuck == against_gd(architecture, "small")[f"noise-{reading}-0.1"]
         for before, *after in zip(stuck, lower, gd, sgd, strict=True):
             assert {each.after for each in after} == {before}
             assert {each.num_updates for each in after} == {noise_trainings.UPDATES_AFTER["small"]}

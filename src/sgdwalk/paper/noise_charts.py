@@ -12,7 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import sgdwalk
 from sgdwalk.paper.charts import INK, MUTED, RULE, Chart
+from sgdwalk.paper.figure import published_name
 from sgdwalk.paper.noise_claims import final_accuracy, final_distance, final_loss
+from sgdwalk.paper.noise_trainings import FACTORS, Reading, change_role, noise_role
+from sgdwalk.paper.trainings import Architecture
 
 POINTS = 50
 """Of a curve: each is a mean over as many updates as that leaves."""
@@ -90,26 +93,27 @@ def against_gd(runs: Mapping[str, Sequence[sgdwalk.Run]], labels: Mapping[str, s
     )
 
 
-def going_on(runs: Mapping[str, Sequence[sgdwalk.Run]], readings: Mapping[str, str]) -> Chart:
-    """The loss of a training with noise, and what is tried from where it ended; the first seed.
+def going_on(runs: Mapping[str, Sequence[sgdwalk.Run]], starts: Sequence[tuple[Architecture, Reading]]) -> Chart:
+    """The loss of trainings with noise, and what is tried from where they ended; the first seed.
 
     Args:
         runs: by role, one a seed.
-        readings: reading -> its title.
+        starts: network and reading of the noisy trainings.
     """
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(readings), sharey=True))
+    figure = Figure(figsize=(3.2 + 3.2 * len(starts), 3.9), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(starts), sharey=True))
     said = []
-    for axis, (reading, title) in zip(axes, readings.items(), strict=True):
+    for axis, (architecture, reading) in zip(axes, starts, strict=True):
+        title = f"{published_name(architecture)}, {SHORT[noise_role(reading, FACTORS[0])]}"
         _dress(axis, title, "training loss, nats per example" if axis is axes[0] else "", log=True)
-        before = runs[f"stuck-{reading}"][0]
+        before = runs[change_role("stuck", architecture, reading)][0]
         curve = blocks(before.steps["batch_loss"])
         axis.plot(curve.index, curve, color="#cc4a10", linewidth=1.6, label="GD with noise, factor 0.1")
         axis.axvline(len(before.steps), color=RULE)
         ends = {}
         found = []
         for change, (words, colour) in CHANGES.items():
-            run = runs[f"{change}-{reading}"][0]
+            run = runs[change_role(change, architecture, reading)][0]
             curve = blocks(run.steps["batch_loss"])
             axis.plot(len(before.steps) + curve.index, curve, color=colour, linewidth=1.6, label=f"then {words}")
             ends[words] = (len(before.steps) + curve.index[-1], curve.iloc[-1], colour)

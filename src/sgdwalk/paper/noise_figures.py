@@ -17,9 +17,10 @@ from sgdwalk.paper.noise_trainings import (
     READINGS,
     UPDATES_AFTER,
     against_gd,
+    change_role,
     going_on,
     on_top_of_sgd,
-    readings,
+    starts,
 )
 from sgdwalk.paper.trainings import ARCHITECTURES, Architecture, Scale
 
@@ -114,23 +115,25 @@ def _figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
 
 
 def _footnote_6(scale: Scale) -> Figure:
-    trainings = {role: each for reading in readings(scale) for role, each in going_on(reading, scale).items()}
+    begun = starts(scale)
+    trainings = {role: runs for start in begun for role, runs in going_on(*start, scale).items()}
     on_top = on_top_of_sgd(scale)
     found: list[tuple[str, Claim]] = []
     labels: dict[str, str] = {}
-    for reading in readings(scale):
-        start, words = f"stuck-{reading}", READINGS[reading]
+    for architecture, reading in begun:
+        role = partial(change_role, architecture=architecture, reading=reading)
+        words, stuck = f"{published_name(architecture)}, {READINGS[reading]}", role("stuck")
         found += [
-            (words, noise_claims.stuck(start, "Figure 5; footnote 6")),
-            (words, noise_claims.no_help(f"lower-{reading}", start, "lower learning rate")),
-            (words, noise_claims.no_help(f"gd-{reading}", start, "switch to GD")),
-            (words, noise_claims.helps(f"sgd-{reading}", start, "switch to SGD")),
+            (words, noise_claims.stuck(stuck, "Figure 5; footnote 6")),
+            (words, noise_claims.no_help(role("lower"), stuck, "lower learning rate")),
+            (words, noise_claims.no_help(role("gd"), stuck, "switch to GD")),
+            (words, noise_claims.helps(role("sgd"), stuck, "switch to SGD")),
         ]
         labels |= {
-            start: f"GD with noise, factor {FACTORS[0]}, {words}",
-            f"lower-{reading}": f"then with noise at learning rate {LOWER_RATE}",
-            f"gd-{reading}": "then by GD",
-            f"sgd-{reading}": "then by SGD",
+            stuck: f"{published_name(architecture)}, GD with noise, factor {FACTORS[0]}, {READINGS[reading]}",
+            role("lower"): f"then with noise at learning rate {LOWER_RATE}",
+            role("gd"): "then by GD",
+            role("sgd"): "then by SGD",
         }
     noisy = [role for role in on_top if role.startswith("sgd-noise-")]
     for role in noisy:
@@ -150,10 +153,10 @@ def _footnote_6(scale: Scale) -> Figure:
         "We additionally find that the model trained with isotropic noise gets stuck because we find that neither "
         "reducing learning rate, nor switching to GD at this point leads to reduction in training loss. However, "
         "switching to SGD makes the loss go down.",
-        ("vgg11",),
+        tuple(dict.fromkeys(architecture for architecture, _ in begun)),
         {**trainings, **on_top},
         tuple(found),
-        chart=lambda runs: noise_charts.going_on(runs, {reading: READINGS[reading] for reading in readings(scale)}),
+        chart=lambda runs: noise_charts.going_on(runs, begun),
         tables=(
             Table("ends", "Going on from the noisy training", ENDS_TEXT, lambda runs: noise_tables.ends(runs, labels)),
             Table(
@@ -164,7 +167,7 @@ def _footnote_6(scale: Scale) -> Figure:
             ),
         ),
         further_cuts=(
-            *_cuts("vgg11", scale),
+            *dict.fromkeys(cut for architecture, _ in begun for cut in _cuts(architecture, scale)),
             f"{UPDATES_AFTER[scale]:,} updates of every training that goes on from another; distances are from there. "
             f"The lower learning rate is {LOWER_RATE}, a tenth. The paper says neither.",
         ),
