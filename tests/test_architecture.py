@@ -78,7 +78,7 @@ READING = {
 }
 """Modules that import no torch, nor any module that does."""
 
-PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "part_curvature", "train", "worker"}
+PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "noising", "part_curvature", "train", "worker"}
 """The modules of the reproduction that train; the others read, plan or judge."""
 
 

@@ -89,6 +89,11 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
         ({"compare_epochs": (11,)}, "compare_epochs: an epoch must be an integer of at least 1 and at most 10"),
         ({"compare_first": 0}, "compare_first must be"),
         ({"curvature_first": 0}, "curvature_first must be"),
+        ({"validate_every": 0}, "validate_every must be"),
+        ({"noise_factor": -0.1}, "noise_factor must be at least 0"),
+        ({"noise_reading": "deviation"}, "noise_reading must be one of variance, std; got 'deviation'"),
+        ({"noise_factor": 0.1, "num_train": 17, "batch_size": 2}, "take at least 18"),
+        ({"after": Experiment(seed=1, hidden=(3,))}, "another hidden, another seed: only one of the same network"),
     ],
     ids=str,
 )
@@ -140,6 +145,10 @@ OTHERS = {
     "compare": ("authors",),
     "compare_epochs": (1,),
     "compare_first": 5,
+    "validate_every": 3,
+    "noise_factor": 0.1,
+    "noise_reading": "std",
+    "after": Experiment(seed=0),
 }
 
 
@@ -150,6 +159,8 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
     for name, value in OTHERS.items():
         if name in ("network", "augment"):  # these are for photographs
             experiment = replace(experiment, dataset="cifar10", num_train=1400)
+        if name == "after":
+            value = replace(experiment, epochs=2)
         other = replace(experiment, **{name: value})
         hashes.add(other.settings_hash)
         (difference,) = other.differences(experiment.to_dict())
@@ -198,3 +209,23 @@ def test_a_setting_at_its_default_leaves_the_hash_as_it_is():
     assert Experiment().differences(older) == []
     assert Experiment(momentum=0.9).differences(older) == ["momentum: 0.0 in the run, 0.9 now"]
     assert Experiment().differences({"forgotten": 1}) == ["forgotten: 1 in the run, None now"]
+
+
+def test_a_training_goes_on_from_another():
+    first = Experiment(algorithm="gd", noise_factor=0.1, watch_first=3, hidden=(5, 3))
+    second = replace(first, noise_factor=0.0, after=first)
+    third = replace(first, algorithm="sgd", after=second)
+    assert third.lineage == (first, second, third)
+    assert Experiment.from_dict(third.to_dict()) == third
+    assert len({each.settings_hash for each in (*third.lineage, replace(third, after=first))}) == 4
+
+
+def test_a_setting_that_is_new_leaves_the_hash_of_what_goes_on_from_another_as_it_is():
+    first = Experiment(learning_rate=0.2)
+    after = replace(first, after=first)
+    assert after.settings_hash == "6405a98f8f"
+    stored = after.to_dict()
+    del stored["after"]["momentum"], stored["momentum"]  # as a version without it would have written
+    assert after.differences(stored) == []
+    (difference,) = replace(first, after=replace(first, momentum=0.9)).differences(stored)
+    assert difference.startswith("after: ")

@@ -8,7 +8,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 import sgdwalk
 
@@ -26,6 +28,11 @@ FINE_EVERY = 5
 """Of the segments that are compared, every fifth is measured at 100 intervals."""
 COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}
 """The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
+SAME_AS_BEFORE = (
+    *("dataset", "num_train", "image_divisor"),
+    *("network", "hidden", "blocks", "width_divisor", "dropout", "seed"),
+)
+"""What a training shares with the one whose weights it goes on from."""
 CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
 PART_CURVATURE_PASSES = 66
@@ -111,6 +118,16 @@ class Experiment:
     """Compare in these epochs only, of those that are watched (sgd only)."""
     compare_first: int = 20
     """Of each of them, compare the first updates, this many (gd: of the whole run)."""
+    validate_every: int = 1
+    """Validate after every k-th epoch (gd: update), and after the last update."""
+    noise_factor: float = 0.0
+    """Add isotropic noise to every gradient: this share of the largest gradient variance at the initial weights; 0 adds
+    none. The paper's are 0.1 and 0.05."""
+    noise_reading: Literal["variance", "std"] = "variance"
+    """What that share is: the noise's ``variance``, as the paper says, or its standard deviation, ``std``, as which the
+    authors' public code uses it."""
+    after: Annotated[Experiment | None, tyro.conf.Suppress] = None
+    """Go on from where this training ended: from its weights, as a new walk. Of the same network and data."""
 
     def __post_init__(self) -> None:
         _check_choice("dataset", self.dataset, NUM_TRAIN)
@@ -136,6 +153,7 @@ class Experiment:
         for comparison in self.compare:
             _check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
         self._check_images()
+        self._check_noise_and_start()
         for width in self.hidden:
             _check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
@@ -174,6 +192,28 @@ class Experiment:
                 f"vgg11 takes images of 32 or 64 pixels; {self.dataset} with image_divisor={divisor} has "
                 f"{self.image_size}."
             )
+
+    def _check_noise_and_start(self) -> None:
+        _check_count("validate_every", self.validate_every, 1)
+        _check_choice("noise_reading", self.noise_reading, ("variance", "std"))
+        _check_number("noise_factor", self.noise_factor, 0.0, math.inf)
+        if self.noise_factor and self.num_examples < 2 * AUTHORS_GD_BATCHES:
+            raise sgdwalk.InputError(
+                f"noise_factor={self.noise_factor} with {self.num_examples} training examples: the gradient's variance "
+                f"is that between {AUTHORS_GD_BATCHES} mini-batches, so take at least {2 * AUTHORS_GD_BATCHES}."
+            )
+        if self.after is not None:
+            unlike = [name for name in SAME_AS_BEFORE if getattr(self, name) != getattr(self.after, name)]
+            if unlike:
+                raise sgdwalk.InputError(
+                    f"after names a training with another {', another '.join(unlike)}: only one of the same network "
+                    "and data can be gone on from."
+                )
+
+    @property
+    def lineage(self) -> tuple[Experiment, ...]:
+        """The trainings that lead to this one, the first to be run first, and itself last."""
+        return (self,) if self.after is None else (*self.after.lineage, self)
 
     @property
     def image_size(self) -> int:
@@ -267,6 +307,8 @@ class Experiment:
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
         }
+        if plain.get("after") is not None:
+            plain["after"] = cls.from_dict(plain["after"])
         return cls(**plain)
 
     @property
@@ -277,11 +319,15 @@ class Experiment:
         under which all stays as it was, leaves finished trainings what they are.
         """
         chosen = {name: value for name, value in self.to_dict().items() if value != _defaults()[name]}
+        if self.after is not None:
+            chosen["after"] = self.after.settings_hash
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Where stored settings differ from these, one line a setting: what is stored, what was asked."""
         asked, stored = self.to_dict(), _defaults() | dict(settings)
+        if stored["after"] is not None:
+            stored["after"] = Experiment.from_dict(stored["after"]).to_dict()
         return [
             f"{name}: {stored[name]!r} in the run, {asked.get(name)!r} now"
             for name in sorted(stored)

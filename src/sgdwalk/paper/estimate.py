@@ -62,6 +62,10 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
             curvature_every=None,
             curvature_examples=None,
             steps=None,
+            validate_every=1,
+            noise_factor=0.0,
+            noise_reading="variance",
+            after=None,
         )
         if alike not in speeds:
             speeds[alike] = _examples_per_second(alike, device)

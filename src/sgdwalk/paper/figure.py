@@ -79,13 +79,14 @@ class Figure:
 
     @property
     def experiments(self) -> list[Experiment]:
-        """Every training once."""
-        return list(dict.fromkeys(experiment for each in self.trainings.values() for experiment in each))
+        """Every training once; before one that goes on from another, that other."""
+        shown = [experiment for each in self.trainings.values() for experiment in each]
+        return list(dict.fromkeys(one for experiment in shown for one in experiment.lineage))
 
     @property
     def cuts(self) -> list[str]:
         """What this scale leaves out, network by network."""
-        return [*dict.fromkeys(CUTS[self.scale][each] for each in self.architectures), *self.further_cuts]
+        return list(dict.fromkeys([*(CUTS[self.scale][each] for each in self.architectures), *self.further_cuts]))
 
 
 def published_name(architecture: Architecture) -> str:

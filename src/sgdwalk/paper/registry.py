@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import role_figures, table_figures, walk_figures
+from sgdwalk.paper import noise_figures, role_figures, table_figures, walk_figures
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
@@ -14,6 +14,7 @@ FigureId = Literal[
     "fig1",
     "fig2",
     "fig4",
+    "fig5",
     "fig8",
     "fig9",
     "fig10",
@@ -31,20 +32,22 @@ FigureId = Literal[
     "fig22",
     "fig23",
     "fig24",
+    "fig25",
+    "fig26",
     "table1",
     "table2",
+    "footnote6",
     "roles",
 ]
 IDS: tuple[FigureId, ...] = get_args(FigureId)
 
+_MODULES = (walk_figures, table_figures, role_figures, noise_figures)
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
-    **walk_figures.FIGURES,
-    **table_figures.FIGURES,
-    **role_figures.FIGURES,
+    id: make for module in _MODULES for id, make in module.FIGURES.items()
 }
 """Id -> what makes the figure at a scale."""
 
-_TITLES = {**walk_figures.TITLES, **table_figures.TITLES, **role_figures.TITLES}
+_TITLES = {id: title for module in _MODULES for id, title in module.TITLES.items()}
 TITLES: Mapping[FigureId, str] = {id: _TITLES[id] for id in IDS}
 """Id -> the figure in a few words, in the order in which they are listed."""
 

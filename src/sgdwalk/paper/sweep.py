@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import sgdwalk
@@ -50,6 +50,8 @@ def train_all(
 ) -> bool:
     """Bring every training to its end, ``jobs`` at a time; those that were begun go on where they stood.
 
+    One that goes on from another waits for it. Where that other failed, its process finds so, and says it.
+
     Args:
         experiments: the trainings.
         folder: holds one run folder for each, named by ``training_name``, and beside it its process's messages.
@@ -78,9 +80,13 @@ def train_all(
                     for training in running.values():
                         training.process.send_signal(signal.SIGTERM)
                 while waiting and len(running) < jobs and not stop():
+                    experiment = _ready(waiting, {training.name for training in running.values()})
+                    if experiment is None:
+                        break
+                    waiting.remove(experiment)
                     busy = [training.execution for training in running.values()]
                     execution = min(executions, key=busy.count)
-                    training = _Training(waiting.popleft(), folder, data_dir, execution)
+                    training = _Training(experiment, folder, data_dir, execution)
                     running[training.output] = training
                     selector.register(training.output, selectors.EVENT_READ)
                 for key, _ in selector.select(timeout=0.5):
@@ -102,6 +108,12 @@ def train_all(
             "same command does only what is missing."
         )
     return not stop()
+
+
+def _ready(waiting: Sequence[Experiment], running: Collection[str]) -> Experiment | None:
+    """The first that goes on from no training that is waiting or running itself."""
+    pending = {*running, *(training_name(each) for each in waiting)}
+    return next((each for each in waiting if each.after is None or training_name(each.after) not in pending), None)
 
 
 class _Training:
