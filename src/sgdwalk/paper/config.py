@@ -28,6 +28,11 @@ COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0
 """The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
 CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
+SPECTRAL_PASSES = {"train": 50, "eval": 35, "authors": 165, "whole": 55}
+"""What a spectral norm costs where few are measured, in forward passes over the examples that it takes: some seven
+Hessian-vector products, the authors' fifteen with graphs that are made anew for each."""
+DECOMPOSITION_PASSES = 4_000
+"""What H, C and R written out cost, in forward passes; as seen with 760 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,15 @@ class Experiment:
     """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
     curvature_first: int | None = None
     """Measure curvature only in the first updates of epoch 1, this many (gd: of the whole run)."""
+    spectral_epochs: tuple[int, ...] = ()
+    """Measure the spectral norm before the last update of these epochs, counted from 1, with BatchNorm in train mode
+    and with its running statistics."""
+    spectral_examples: int | None = None
+    """Over this many of the training examples, the first ones; all of them where not given."""
+    spectral_compare_epochs: tuple[int, ...] = ()
+    """In these of the spectral epochs, also over all training examples, and by the authors' power iteration."""
+    decomposition_steps: tuple[int, ...] = ()
+    """Write out both terms of the paper's Equation 3 before these updates, counted from 0; small networks only."""
     compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
     """Measure some watched segments in other ways too, side by side. ``authors``: every point over a fresh random
     partition of freshly augmented images, as the authors' code does, and θ_t four more times. ``eval``: with
@@ -136,6 +150,7 @@ class Experiment:
             _check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
         for epoch in self.compare_epochs:
             _check_count("compare_epochs: an epoch", epoch, 1, self.epochs)
+        self._check_curvature()
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         _check_number("weight_decay", self.weight_decay, 0.0, math.inf)
         _check_number("momentum", self.momentum, 0.0, 1.0)
@@ -167,6 +182,19 @@ class Experiment:
             raise sgdwalk.InputError(
                 f"vgg11 takes images of 32 or 64 pixels; {self.dataset} with image_divisor={divisor} has "
                 f"{self.image_size}."
+            )
+
+    def _check_curvature(self) -> None:
+        for epoch in self.spectral_epochs:
+            _check_count("spectral_epochs: an epoch", epoch, 1, self.epochs)
+        for epoch in self.spectral_compare_epochs:
+            _check_choice("spectral_compare_epochs: an epoch", epoch, self.spectral_epochs)
+        _check_count("spectral_examples", self.spectral_examples, 2, self.num_examples)
+        for step in self.decomposition_steps:
+            _check_count("decomposition_steps: a step", step, 0, self.num_updates - 1)
+        if self.spectral_epochs and self.curvature_every is not None:
+            raise sgdwalk.InputError(
+                "spectral_epochs and curvature_every fill the same column, spectral_norm: choose one of them."
             )
 
     @property
@@ -215,6 +243,19 @@ class Experiment:
             chosen &= sgdwalk.first_steps(self.curvature_first)
         return chosen.bind(None if self.algorithm == "gd" else self.steps_per_epoch)
 
+    def spectral(self, step: int) -> bool:
+        """Whether ``spectral_epochs`` has the spectral norm measured at this update."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return position == self.steps_per_epoch - 1 and epoch + 1 in self.spectral_epochs
+
+    def spectral_compared(self, step: int) -> bool:
+        """Whether it is measured in other ways too."""
+        return self.spectral(step) and step // self.steps_per_epoch + 1 in self.spectral_compare_epochs
+
+    def decomposed(self, step: int) -> bool:
+        """Whether Equation 3 is written out at this update."""
+        return step in self.decomposition_steps
+
     def compare_when(self) -> sgdwalk.When:
         """The steps whose segments are measured in other ways too, where any are named."""
         if self.algorithm == "gd":
@@ -234,8 +275,17 @@ class Experiment:
         share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
         when = self.curvature_when()
         curvature = CURVATURE_PASSES if when is not None and when(step) else 0
+        curvature += self._spectral_passes(step) + (DECOMPOSITION_PASSES if self.decomposed(step) else 0)
         compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
         return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
+
+    def _spectral_passes(self, step: int) -> float:
+        if not self.spectral(step):
+            return 0.0
+        ways = ("train", "eval", "authors") if self.spectral_compared(step) else ("train", "eval")
+        part = (self.spectral_examples or self.num_examples) / self.num_examples
+        whole = SPECTRAL_PASSES["whole"] if self.spectral_compared(step) else 0.0
+        return part * sum(SPECTRAL_PASSES[way] for way in ways) + whole
 
     @property
     def work(self) -> float:
@@ -313,6 +363,6 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
         raise sgdwalk.InputError(f"{name} must be {wanted}; got {value!r}.")
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
+def _check_choice(name: str, value: str | int, choices: Any) -> None:
     if value not in choices:
-        raise sgdwalk.InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+        raise sgdwalk.InputError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}.")

@@ -60,6 +60,10 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
             watch=False,
             gd_gradient="mean",
             curvature_every=None,
+            spectral_epochs=(),
+            spectral_examples=None,
+            spectral_compare_epochs=(),
+            decomposition_steps=(),
             steps=None,
         )
         if alike not in speeds:

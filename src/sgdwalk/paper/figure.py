@@ -74,6 +74,8 @@ class Figure:
     chart: Callable[[Runs], Chart] | None = None
     """The picture of what is no walk."""
     tables: tuple[Table, ...] = field(default=())
+    cut: str = ""
+    """What this scale leaves out, where that is not what it leaves out of the architectures elsewhere."""
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -83,7 +85,7 @@ class Figure:
     @property
     def cuts(self) -> list[str]:
         """What this scale leaves out, network by network."""
-        return list(dict.fromkeys(CUTS[self.scale][each] for each in self.architectures))
+        return [self.cut] if self.cut else list(dict.fromkeys(CUTS[self.scale][each] for each in self.architectures))
 
 
 def published_name(architecture: Architecture) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import table_figures, walk_figures
+from sgdwalk.paper import spectral_figures, table_figures, walk_figures
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
 FigureId = Literal[
     "fig1",
     "fig2",
+    "fig3",
+    "fig7",
     "fig8",
     "fig9",
     "fig10",
@@ -29,16 +31,20 @@ FigureId = Literal[
     "fig21",
     "table1",
     "table2",
+    "eq3",
 ]
 IDS: tuple[FigureId, ...] = get_args(FigureId)
 
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
     **walk_figures.FIGURES,
     **table_figures.FIGURES,
+    **spectral_figures.FIGURES,
 }
 """Id -> what makes the figure at a scale."""
 
-TITLES: Mapping[FigureId, str] = {id: {**walk_figures.TITLES, **table_figures.TITLES}[id] for id in IDS}
+TITLES: Mapping[FigureId, str] = {
+    id: {**walk_figures.TITLES, **table_figures.TITLES, **spectral_figures.TITLES}[id] for id in IDS
+}
 """Id -> the figure in a few words, in the order in which they are listed."""
 
 

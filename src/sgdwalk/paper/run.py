@@ -191,8 +191,7 @@ def draw_chart(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
     if wanted.chart is None:
         return []
     chart = wanted.chart(runs)
-    label = "Ours, drawn like the paper's" if wanted.id == "fig8" else "The paper's numbers and ours"
-    return [save(chart.figure, folder, wanted.id, label, chart.caption, chart.alternative, [])]
+    return [save(chart.figure, folder, wanted.id, chart.label, chart.caption, chart.alternative, [])]
 
 
 def save(picture: Any, folder: Path, stem: str, label: str, caption: str, alternative: str, files: list[str]) -> Drawn:

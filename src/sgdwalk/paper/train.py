@@ -19,8 +19,10 @@ from sgdwalk.paper import record
 from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
+from sgdwalk.paper.decomposition import Decomposition
 from sgdwalk.paper.models import build
 from sgdwalk.paper.seeds import seed_for
+from sgdwalk.paper.spectral import SpectralNorms
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 VALIDATION_BATCH = 1_000
@@ -121,7 +123,7 @@ def train(
 
 
 def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[str, Any]:
-    """What is measured beside the segments: curvature where ``curvature_every`` asks for it, comparisons likewise."""
+    """What is measured beside the segments: curvature and comparisons, where they are asked for."""
     chosen: dict[str, Any] = {}
     when = experiment.curvature_when()
     if when is not None:
@@ -130,6 +132,10 @@ def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[
         if experiment.algorithm == "sgd":
             chosen["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
             chosen["noise_scale"] = sgdwalk.at(when, sgdwalk.GradientNoiseScale())
+    if experiment.spectral_epochs:
+        chosen["spectral_norm"] = sgdwalk.at(experiment.spectral, SpectralNorms(experiment, model, training))
+    if experiment.decomposition_steps:
+        chosen["equation3"] = sgdwalk.at(experiment.decomposed, Decomposition(experiment, model, training))
     if experiment.compare and experiment.watch:
         chosen["compare"] = sgdwalk.at(experiment.compare_when(), Compare(experiment, model, training))
     return chosen
