@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import synthetic
+import test_paper_spectral_claims
 from sgdwalk.paper import barrier_claims, height_claims, registry, walk_claims
 from sgdwalk.paper.judging import proportion_interval
 from sgdwalk.records import NAN, SegmentPoint, StepRecord
@@ -360,6 +361,7 @@ def test_every_claim_of_every_figure_is_tested_here():
         height_claims.falling_height("", (1, 2), "").name,
         height_claims.lower_at_small_rate("", "", (1, 2), "").name,
         "distance ≈ 1.",
+        *test_paper_spectral_claims.NAMES,
     }
     for id in registry.IDS:
         for _, claim in registry.figure(id, "small").claims:

@@ -89,6 +89,17 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
         ({"compare_epochs": (11,)}, "compare_epochs: an epoch must be an integer of at least 1 and at most 10"),
         ({"compare_first": 0}, "compare_first must be"),
         ({"curvature_first": 0}, "curvature_first must be"),
+        (
+            {"spectral_epochs": (11,)},
+            "spectral_epochs: an epoch must be an integer of at least 1 and at most 10; got 11",
+        ),
+        ({"spectral_examples": 1}, "spectral_examples must be an integer of at least 2 and at most 1,500; got 1"),
+        ({"spectral_compare_epochs": (0,)}, "spectral_compare_epochs: an epoch must be an integer of at least 1"),
+        (
+            {"decomposition_steps": (150,)},
+            "decomposition_steps: a step must be an integer of at least 0 and at most 149",
+        ),
+        ({"spectral_epochs": (1,), "curvature_every": 5}, "fill the same column, spectral_norm: choose one"),
     ],
     ids=str,
 )
@@ -136,6 +147,10 @@ OTHERS = {
     "width_divisor": 2,
     "augment": True,
     "curvature_first": 10,
+    "spectral_epochs": (1, 2),
+    "spectral_examples": 50,
+    "spectral_compare_epochs": (2,),
+    "decomposition_steps": (0, 5),
     "compare": ("authors",),
     "compare_epochs": (1,),
     "compare_first": 5,
@@ -172,6 +187,20 @@ def test_curvature_can_be_left_to_the_first_updates():
     when = Experiment(curvature_every=4, curvature_first=10).curvature_when()
     assert [step for step in range(30) if when(step)] == [0, 4, 8]
     assert Experiment().curvature_when() is None
+
+
+def test_the_spectral_norm_is_measured_before_the_last_update_of_its_epochs():
+    experiment = Experiment(epochs=4, watch=False, spectral_epochs=(1, 3), spectral_compare_epochs=(3, 4))
+    assert [step for step in range(60) if experiment.spectral(step)] == [14, 44]
+    assert [step for step in range(60) if experiment.spectral_compared(step)] == [44]
+    assert [step for step in range(60) if experiment.passes(step) > 1] == [14, 44]
+    part = replace(experiment, spectral_examples=750)
+    assert part.passes(14) < experiment.passes(14) < experiment.passes(44)
+
+
+def test_equation_3_is_written_out_where_it_is_asked_for():
+    experiment = Experiment(decomposition_steps=(0, 7))
+    assert [step for step in range(experiment.num_updates) if experiment.decomposed(step)] == [0, 7]
 
 
 def test_the_hash_is_the_same_in_every_process_and_version():

@@ -108,7 +108,7 @@ class Experiment:
     spectral_examples: int | None = None
     """Over this many of the training examples, the first ones; all of them where not given."""
     spectral_compare_epochs: tuple[int, ...] = ()
-    """In these of the spectral epochs, also over all training examples, and by the authors' power iteration."""
+    """In these of the spectral epochs also over all training examples, and by the authors' power iteration."""
     decomposition_steps: tuple[int, ...] = ()
     """Write out both terms of the paper's Equation 3 before these updates, counted from 0; small networks only."""
     compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
@@ -188,7 +188,7 @@ class Experiment:
         for epoch in self.spectral_epochs:
             _check_count("spectral_epochs: an epoch", epoch, 1, self.epochs)
         for epoch in self.spectral_compare_epochs:
-            _check_choice("spectral_compare_epochs: an epoch", epoch, self.spectral_epochs)
+            _check_count("spectral_compare_epochs: an epoch", epoch, 1, self.epochs)
         _check_count("spectral_examples", self.spectral_examples, 2, self.num_examples)
         for step in self.decomposition_steps:
             _check_count("decomposition_steps: a step", step, 0, self.num_updates - 1)
@@ -363,6 +363,6 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
         raise sgdwalk.InputError(f"{name} must be {wanted}; got {value!r}.")
 
 
-def _check_choice(name: str, value: str | int, choices: Any) -> None:
+def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in choices:
-        raise sgdwalk.InputError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}.")
+        raise sgdwalk.InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")

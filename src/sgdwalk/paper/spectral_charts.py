@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import sgdwalk
 from sgdwalk.paper.charts import COLOURS, INK, MUTED, RULE, Chart
@@ -59,6 +60,7 @@ def spectral_curves(runs: Sequence[sgdwalk.Run], name: str) -> Chart:
     top.set_ylabel("|λ| of largest magnitude,\nnats / unit of θ²", color=MUTED)
     bottom.set_ylabel("validation accuracy", color=MUTED)
     bottom.set_xlabel("epoch", color=MUTED)
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     _title(top, f"Spectral norm of the Hessian, {name}")
     _title(bottom, "Validation accuracy")
     handles, labels = top.get_legend_handles_labels()
@@ -105,7 +107,7 @@ def equation_3(runs: Sequence[sgdwalk.Run]) -> Chart:
     overlaps.set_ylim(0, 1.02)
     _title(norms, "Spectral norms")
     _title(shares, "By that of H")
-    _title(overlaps, "Overlap of top eigenspaces of C and H")
+    _title(overlaps, "Overlap of top eigenspaces")
     _title(losses, "Training loss, nats per example")
     shares.axhline(1.0, color=RULE, linewidth=0.8, zorder=0)
     for axis in (overlaps, losses):
@@ -139,4 +141,4 @@ def _title(axis, text: str) -> None:
     for side in ("left", "bottom"):
         axis.spines[side].set_color(RULE)
     axis.grid(axis="y", color=RULE, linewidth=0.6)
-    axis.tick_params(colors=MUTED, labelsize=9)
+    axis.tick_params(which="both", colors=MUTED, labelsize=9)
