@@ -21,9 +21,9 @@ from sgdwalk.paper.spectral import SpectralNorms, authors_spectral_norm
 from sgdwalk.paper.standing import standing
 from sgdwalk.paper.train import train
 
-PLAIN = Experiment(num_train=120, hidden=(7, 5), batch_size=30, epochs=3, watch=False)
+PLAIN = Experiment(num_train=120, hidden=(3, 2), batch_size=30, epochs=3, watch=False)
 MEASURED = replace(
-    PLAIN, spectral_epochs=(1, 2, 3), spectral_examples=60, spectral_compare_epochs=(2,), decomposition_steps=(0, 11)
+    PLAIN, spectral_epochs=(1, 2, 3), spectral_examples=60, spectral_compare_epochs=(2,), decomposition_steps=(11,)
 )
 
 
@@ -129,8 +129,6 @@ def test_power_iteration_scaled_by_the_largest_entry_equals_its_dense_twin(place
         vector = product / scale
     found = authors_spectral_norm(own, iter([batches] * 4), 5)
     assert found == pytest.approx(float(scale), rel=1e-3)  # float32 against float64, four products on
-    many = authors_spectral_norm(own, iter([batches] * 200), 5)
-    assert many == pytest.approx(largest(matrix), rel=1e-3)
 
 
 class Diagonal:
@@ -198,13 +196,12 @@ def test_equation_3_equals_its_float64_twins(place):
 
     gradients = torch.autograd.functional.jacobian(losses, here.parameters.double())
     C = gradients.T @ gradients / 12
-    R = torch.zeros_like(H)  # -(1/N) Σ (1/p_i) ∂²p_i/∂θ², example by example
     probabilities = torch.exp(-losses(here.parameters.double()))
-    for i in range(12):
-        curvature = torch.autograd.functional.hessian(
-            lambda flat, i=i: torch.exp(-losses(flat)[i]), here.parameters.double()
-        )
-        R -= curvature / probabilities[i] / 12
+
+    def weighted(flat):  # -(1/N) Σ p_i / p_i(θ_t), whose Hessian is -(1/N) Σ (1/p_i) ∂²p_i/∂θ² at θ_t
+        return -(torch.exp(-losses(flat)) / probabilities).mean()
+
+    R = torch.autograd.functional.hessian(weighted, here.parameters.double())
     torch.testing.assert_close(H, C + R)
     norms = {"hessian": H, "second_moment": C, "residual": R}
     for name, matrix in norms.items():
@@ -222,8 +219,7 @@ def test_equation_3_equals_its_float64_twins(place):
     slope = np.polyfit(values[chosen].log().numpy(), along.log().numpy(), 1)[0]
     assert found["exponent"] == pytest.approx(slope, rel=1e-6)
     assert found["exponent_pairs"] == int(chosen.sum())
-    outputs = torch.exp(-losses(here.parameters.double()))
-    assert found["loss"] == pytest.approx(float(-outputs.log().mean()), rel=1e-9)
+    assert found["loss"] == pytest.approx(float(-probabilities.log().mean()), rel=1e-9)
     assert 0 <= found["accuracy"] <= 1
 
 
@@ -248,7 +244,7 @@ def test_measuring_changes_no_update_and_goes_on_bitwise(tmp_path):
     pd.testing.assert_frame_equal(plain.epochs, measured.epochs, check_exact=True)
     assert measured.steps.index[measured.steps["spectral_norm"].notna()].tolist() == [3, 7, 11]
     assert measured.steps.index[measured.steps["spectral_norm_authors"].notna()].tolist() == [7]
-    assert measured.steps.index[measured.steps["equation3_identity"].notna()].tolist() == [0, 11]
+    assert measured.steps.index[measured.steps["equation3_identity"].notna()].tolist() == [11]
 
     for number, last in enumerate((4, 9)):
         done = [0]

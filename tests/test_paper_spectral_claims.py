@@ -167,7 +167,7 @@ def decomposed(residual=lambda k: 1.0, moment=lambda k: 1.0, overlap=0.8, identi
                 "equation3_residual": residual(k),
                 "equation3_overlap": overlap,
                 "equation3_chance": 0.01,
-                "equation3_loss": 2.0 if k < 8 else loss,
+                "equation3_loss": 2.0 - k / 10 if k < 8 else loss,
                 "equation3_accuracy": accuracy,
             }
         records.append(StepRecord(k, epoch=1, measures=measures))
@@ -228,6 +228,15 @@ def test_without_a_minimum_nothing_is_said_of_one(end):
     assert found.verdict == "not testable at this scale"
     some = [*seeds(residual=lambda k: 0.01)[:2], decomposed(residual=lambda k: 0.01, **end)]
     assert decomposition_claims.almost_equal("sgd", "").judge({"sgd": some}).verdict == "not resolved"
+
+
+def test_a_loss_that_leaps_up_at_the_end_leaves_the_minimum_where_it_was():
+    def leaping(k):
+        return 0.04 if k == 6 else 0.9
+
+    runs = seeds(residual=leaping, loss=1.9)
+    tables = [spectral_tables.decompositions(run) for run in runs]
+    assert [decomposition_claims._nearest(table)["residual"] for table in tables] == [0.04] * 3
 
 
 def test_the_table_of_equation_3_and_its_picture():

@@ -70,12 +70,12 @@ def almost_equal(role: str, source: str) -> Claim:
     """Near a minimum H is C."""
 
     def judge(walks: Walks) -> Judgement:
-        ends = [table.iloc[-1] for table in _tables(walks, role)]
+        ends = [_nearest(table) for table in _tables(walks, role)]
         near = [end for end in ends if end["accuracy"] == 1 and end["loss"] <= INTERPOLATED]
         if not near:
             return Judgement(
                 "not testable at this scale",
-                f"No training of {len(ends)} ends with all examples told rightly and a loss up to {INTERPOLATED:g}.",
+                f"No training of {len(ends)} has all examples told rightly and a loss up to {INTERPOLATED:g}.",
             )
         shares = np.array([end["residual_share"] for end in near])
         known = bool(np.isfinite(shares).all()) and len(near) == len(ends)
@@ -88,7 +88,7 @@ def almost_equal(role: str, source: str) -> Claim:
         losses = [end["loss"] for end in near]
         return Judgement(
             verdict,
-            f"At the end of {len(near)} of {_trainings(len(ends))}, at losses of {_list(losses)}: ‖R‖/‖H‖ "
+            f"Near the minimum of {len(near)} of {_trainings(len(ends))}, at losses of {_list(losses)}: ‖R‖/‖H‖ "
             f"{_list(shares)}; ‖C‖/‖H‖ {_list(moments)}.",
         )
 
@@ -96,7 +96,7 @@ def almost_equal(role: str, source: str) -> Claim:
         "H ≈ C near minima",
         NEAR_MINIMA,
         source,
-        "‖R‖/‖H‖ in spectral norms at the last point of each training, if it interpolates (every training example "
+        "‖R‖/‖H‖ in spectral norms where a training's loss is lowest, if it interpolates there (every training example "
         f"told rightly, loss up to {INTERPOLATED:g}): supported where it is at most {ALMOST_EQUAL:g} in all of them, "
         f"contradicted where it is at least {NOT_EQUAL:g} in all.",
         judge,
@@ -107,14 +107,16 @@ def vanishing_residual(role: str, source: str) -> Claim:
     """The second term tends to zero, in absolute terms."""
 
     def judge(walks: Walks) -> Judgement:
-        norms = [table["residual"].to_numpy(float) for table in _tables(walks, role) if len(table) > 1]
+        tables = _tables(walks, role)
+        first = [float(table["residual"].iloc[0]) for table in tables]
+        nearest = [float(_nearest(table)["residual"]) for table in tables]
+        falls = [a / b if b > 0 else math.nan for a, b in zip(first, nearest, strict=True)]
+        largest = [table["residual"].max() / a for table, a in zip(tables, first, strict=True)]
         return judged_above(
-            [math.log(values[0] / values[-1]) if values[-1] > 0 else math.nan for values in norms],
+            [math.log(fall) if fall > 0 else math.nan for fall in falls],
             math.log(1 / VANISHED),
-            "‖R‖ at the start by ‖R‖ at the end",
-            f" Its largest value is {_list([values.max() / values[0] for values in norms])} times the first."
-            if norms
-            else "",
+            "‖R‖ at the start by ‖R‖ where the loss is lowest",
+            f" Its largest value is {_list(largest)} times the first." if tables else "",
             exponential=True,
         )
 
@@ -122,9 +124,9 @@ def vanishing_residual(role: str, source: str) -> Claim:
         "the second term tends to zero",
         NEAR_MINIMA,
         source,
-        "Spectral norm ‖R‖ at the initial parameters by that at the last point, one number a training (Student's "
-        f"interval of the logarithm over the seeds): supported where it lies above {1 / VANISHED:g}, contradicted "
-        "where it lies below.",
+        "Spectral norm ‖R‖ at the initial parameters by that where the loss is lowest, one number a training "
+        f"(Student's interval of the logarithm over the seeds): supported where it lies above {1 / VANISHED:g}, "
+        "contradicted where it lies below.",
         judge,
     )
 
@@ -153,6 +155,11 @@ def aligned(role: str, source: str) -> Claim:
 
 def _tables(walks: Walks, role: str) -> list[pd.DataFrame]:
     return [table for table in map(decompositions, walks[role]) if len(table)]
+
+
+def _nearest(table: pd.DataFrame) -> pd.Series:
+    """Of the points at which Equation 3 was written out, the one of the lowest loss: the nearest to a minimum."""
+    return table.sort_values("loss").iloc[0]
 
 
 def _nothing() -> Judgement:

@@ -16,20 +16,22 @@ SPECTRAL_EPOCHS: Mapping[Scale, tuple[int, ...]] = {
     "paper": (1, 2, 3, *range(5, 101, 5)),
 }
 """Epochs at whose ends the spectral norm is measured."""
-COMPARED_EPOCHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (3,), "small": (10, 100), "paper": (1, 10, 25, 50, 100)}
+COMPARED_EPOCHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (3,), "small": (100,), "paper": (1, 10, 25, 50, 100)}
 """Epochs in which the first seed's is also measured over all images and as the authors' code does."""
 SPECTRAL_EXAMPLES: Mapping[Scale, int | None] = {"smoke": 240, "small": 510, "paper": None}
 """Training images that the spectral norm is taken over; the authors took 25,000 of their 45,000."""
 DECOMPOSITION_STEPS: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (0, 49),
-    "small": (0, 30, 100, 300, 1_000, 3_000, 5_999),
-    "paper": (0, 30, 100, 300, 1_000, 3_000, 5_999),
+    "small": (0, 30, 100, 300, 1_000, 4_499),
+    "paper": (0, 30, 100, 300, 1_000, 4_499),
 }
 """Updates before which Equation 3 is written out, the last one with the training images learnt by heart."""
+DECOMPOSITION_RATE = 0.05
+"""At 0.1, which is the paper's for other networks, the loss of this one leaps up again after thousands of updates."""
 
 SPECTRAL_CUT = (
     "The spectral norm is taken over the first 510 of the 1,500 training images (a third; the authors took 25,000 of "
-    "45,000), in three seeds, at the ends of nine epochs; at two of them over all 1,500 as well. That it falls or "
+    "45,000), in three seeds, at the ends of nine epochs; after the last over all 1,500 as well. That it falls or "
     "rises over training, and by how much running statistics change it, can be judged on a fixed part; what happens "
     "“towards the end” of 45,000 updates cannot be told from 5,000."
 )
@@ -37,7 +39,7 @@ SPECTRAL_CUT = (
 DECOMPOSITION_CUT = (
     "The paper shows no experiment for Equation 3. Ours is one in which all three matrices can be written out in "
     "float64: real MNIST, its first 300 images shrunk to 7×7 pixels, and an MLP of two hidden layers of 10 units with "
-    "BatchNorm (760 parameters), trained by SGD in mini-batches of 100 at learning rate 0.1 without weight decay, "
+    "BatchNorm (760 parameters), trained by SGD in mini-batches of 100 at learning rate 0.05 without weight decay, "
     "until every training image is told rightly. Whether the terms are almost equal near minima of larger networks is "
     "not said by it."
 )
@@ -71,7 +73,8 @@ def decomposition(scale: Scale) -> tuple[Experiment, ...]:
         num_train=300,
         num_validation=1_000,
         hidden=(10, 10),
-        epochs=2_000,
+        learning_rate=DECOMPOSITION_RATE,
+        epochs=1_500,
         watch=False,
         decomposition_steps=DECOMPOSITION_STEPS[scale],
     )
