@@ -27,6 +27,15 @@ MEASURED = replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products gain nothing from two threads, and on a busy machine lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Here:
     """Where a measure is called: θ_t."""
 
