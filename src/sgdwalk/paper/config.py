@@ -37,6 +37,11 @@ CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
 PART_CURVATURE_PASSES = 66
 """What the spectral norm over a part costs, in forward passes over that part: some eleven Hessian-vector products."""
+SPECTRAL_PASSES = {"train": 50, "eval": 35, "authors": 165, "whole": 55}
+"""What a spectral norm costs where few are measured, in forward passes over the examples that it takes: some seven
+Hessian-vector products, the authors' fifteen with graphs that are made anew for each."""
+DECOMPOSITION_PASSES = 4_000
+"""What H, C and R written out cost, in forward passes; as seen with 760 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,15 @@ class Experiment:
     curvature_examples: int | None = None
     """Measure the spectral norm over the first training examples, this many, at the first update of each epoch of
     watch_epochs (sgd only); never where not given."""
+    spectral_epochs: tuple[int, ...] = ()
+    """Measure the spectral norm before the last update of these epochs, counted from 1, with BatchNorm in train mode
+    and with its running statistics."""
+    spectral_examples: int | None = None
+    """Over this many of the training examples, the first ones; all of them where not given."""
+    spectral_compare_epochs: tuple[int, ...] = ()
+    """In these of the spectral epochs also over all training examples, and by the authors' power iteration."""
+    decomposition_steps: tuple[int, ...] = ()
+    """Write out both terms of the paper's Equation 3 before these updates, counted from 0; small networks only."""
     compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
     """Measure some watched segments in other ways too, side by side. ``authors``: every point over a fresh random
     partition of freshly augmented images, as the authors' code does, and θ_t four more times. ``eval``: with
@@ -160,6 +174,7 @@ class Experiment:
             _check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
         for epoch in self.compare_epochs:
             _check_count("compare_epochs: an epoch", epoch, 1, self.epochs)
+        self._check_curvature()
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         _check_number("weight_decay", self.weight_decay, 0.0, math.inf)
         _check_number("momentum", self.momentum, 0.0, 1.0)
@@ -215,6 +230,19 @@ class Experiment:
         """The trainings that lead to this one, the first to be run first, and itself last."""
         return (self,) if self.after is None else (*self.after.lineage, self)
 
+    def _check_curvature(self) -> None:
+        for epoch in self.spectral_epochs:
+            _check_count("spectral_epochs: an epoch", epoch, 1, self.epochs)
+        for epoch in self.spectral_compare_epochs:
+            _check_count("spectral_compare_epochs: an epoch", epoch, 1, self.epochs)
+        _check_count("spectral_examples", self.spectral_examples, 2, self.num_examples)
+        for step in self.decomposition_steps:
+            _check_count("decomposition_steps: a step", step, 0, self.num_updates - 1)
+        if self.spectral_epochs and self.curvature_every is not None:
+            raise sgdwalk.InputError(
+                "spectral_epochs and curvature_every fill the same column, spectral_norm: choose one of them."
+            )
+
     @property
     def image_size(self) -> int:
         """Height and width of the images that enter the network, in pixels."""
@@ -267,6 +295,19 @@ class Experiment:
             return None
         return sgdwalk.first_steps(1, epochs=self.watch_epochs).bind(self.steps_per_epoch)
 
+    def spectral(self, step: int) -> bool:
+        """Whether ``spectral_epochs`` has the spectral norm measured at this update."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return position == self.steps_per_epoch - 1 and epoch + 1 in self.spectral_epochs
+
+    def spectral_compared(self, step: int) -> bool:
+        """Whether it is measured in other ways too."""
+        return self.spectral(step) and step // self.steps_per_epoch + 1 in self.spectral_compare_epochs
+
+    def decomposed(self, step: int) -> bool:
+        """Whether Equation 3 is written out at this update."""
+        return step in self.decomposition_steps
+
     def compare_when(self) -> sgdwalk.When:
         """The steps whose segments are measured in other ways too, where any are named."""
         if self.algorithm == "gd":
@@ -289,8 +330,17 @@ class Experiment:
         part_when = self.part_curvature_when()
         if self.curvature_examples is not None and part_when is not None and part_when(step):
             curvature += PART_CURVATURE_PASSES * self.curvature_examples / self.num_examples
+        curvature += self._spectral_passes(step) + (DECOMPOSITION_PASSES if self.decomposed(step) else 0)
         compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
         return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
+
+    def _spectral_passes(self, step: int) -> float:
+        if not self.spectral(step):
+            return 0.0
+        ways = ("train", "eval", "authors") if self.spectral_compared(step) else ("train", "eval")
+        part = (self.spectral_examples or self.num_examples) / self.num_examples
+        whole = SPECTRAL_PASSES["whole"] if self.spectral_compared(step) else 0.0
+        return part * sum(SPECTRAL_PASSES[way] for way in ways) + whole
 
     @property
     def work(self) -> float:

@@ -76,6 +76,8 @@ class Figure:
     tables: tuple[Table, ...] = field(default=())
     further_cuts: tuple[str, ...] = ()
     """What this figure leaves out besides what its networks' trainings do at its scale."""
+    cut: str = ""
+    """What this scale leaves out, where that is not what it leaves out of the architectures elsewhere."""
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -86,7 +88,8 @@ class Figure:
     @property
     def cuts(self) -> list[str]:
         """What this scale leaves out, network by network."""
-        return list(dict.fromkeys([*(CUTS[self.scale][each] for each in self.architectures), *self.further_cuts]))
+        shared = [self.cut] if self.cut else [CUTS[self.scale][each] for each in self.architectures]
+        return list(dict.fromkeys([*shared, *self.further_cuts]))
 
 
 def published_name(architecture: Architecture) -> str:

@@ -198,9 +198,7 @@ def draw_chart(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
     if wanted.chart is None:
         return []
     chart = wanted.chart(runs)
-    label = "The paper's numbers and ours" if wanted.id.startswith("table") else "Ours, drawn like the paper's"
-    label = "Ours" if wanted.id == "roles" else label
-    return [save(chart.figure, folder, wanted.id, label, chart.caption, chart.alternative, [])]
+    return [save(chart.figure, folder, wanted.id, chart.label, chart.caption, chart.alternative, [])]
 
 
 def save(picture: Any, folder: Path, stem: str, label: str, caption: str, alternative: str, files: list[str]) -> Drawn:

@@ -19,9 +19,11 @@ from sgdwalk.paper import noising, record
 from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
+from sgdwalk.paper.decomposition import Decomposition
 from sgdwalk.paper.models import build
 from sgdwalk.paper.part_curvature import PartSpectralNorm
 from sgdwalk.paper.seeds import seed_for
+from sgdwalk.paper.spectral import SpectralNorms
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 VALIDATION_BATCH = 1_000
@@ -144,7 +146,7 @@ def last_weights(before: Experiment, folder: Path | None) -> dict[str, Tensor]:
 
 
 def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[str, Any]:
-    """What is measured beside the segments: curvature where ``curvature_every`` asks for it, comparisons likewise."""
+    """What is measured beside the segments: curvature and comparisons, where they are asked for."""
     chosen: dict[str, Any] = {}
     when = experiment.curvature_when()
     if when is not None:
@@ -156,6 +158,10 @@ def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[
     part_when = experiment.part_curvature_when()
     if part_when is not None:
         chosen["part_spectral_norm"] = sgdwalk.at(part_when, PartSpectralNorm(experiment, model, training))
+    if experiment.spectral_epochs:
+        chosen["spectral_norm"] = sgdwalk.at(experiment.spectral, SpectralNorms(experiment, model, training))
+    if experiment.decomposition_steps:
+        chosen["equation3"] = sgdwalk.at(experiment.decomposed, Decomposition(experiment, model, training))
     if experiment.compare and experiment.watch:
         chosen["compare"] = sgdwalk.at(experiment.compare_when(), Compare(experiment, model, training))
     return chosen
