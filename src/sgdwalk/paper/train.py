@@ -3,6 +3,7 @@ bitwise."""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
 from sgdwalk.paper.models import build
+from sgdwalk.paper.schedules import HoldHeight, scheduler_for
 from sgdwalk.paper.seeds import seed_for
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -71,6 +73,7 @@ def train(
         momentum=experiment.momentum,
         weight_decay=experiment.weight_decay,
     )
+    scheduler = scheduler_for(experiment, optimizer)
     seed_everything(seed_for(experiment.seed, "training"))
 
     with sgdwalk.watch(
@@ -89,7 +92,7 @@ def train(
         on_error="raise" if strict else "disable",
         config=record.describe(experiment, remark(experiment, training)),
     ) as walk:
-        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, execution)
+        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, scheduler, execution)
         start = checkpoints.restore(walk) if resume else 0
         work = WorkDone(experiment, start)
         for step in range(start, experiment.num_updates):
@@ -111,6 +114,10 @@ def train(
                 batch_loss = loss.item()
             walk.note(batch_loss=batch_loss)
             optimizer.step()
+            if isinstance(scheduler, HoldHeight):
+                scheduler.step(height=walk.run.steps["height"].iloc[-1] if experiment.watched(step) else math.nan)
+            elif scheduler is not None:
+                scheduler.step()
 
             if position == experiment.steps_per_epoch - 1 or step == experiment.num_updates - 1:
                 loss, accuracy = validate(model, validation)
@@ -185,10 +192,18 @@ class Minibatches:
 class Checkpointing:
     """Saves the state before an update, with every random stream, and puts it back."""
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, execution: Execution):
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+        execution: Execution,
+    ):
         self._checkpoints = sgdwalk.Checkpoints(folder)
         self._model = model
         self._optimizer = optimizer
+        self._scheduler = scheduler
         self._every = execution.checkpoint_every
         self._saved_at = time.monotonic()
 
@@ -204,6 +219,8 @@ class Checkpointing:
             "walk": walk.state_dict(),
             "random": random_state(),
         }
+        if self._scheduler is not None:
+            state["scheduler"] = self._scheduler.state_dict()
         self._checkpoints.save(step, state)
         self._saved_at = time.monotonic()
 
@@ -216,6 +233,8 @@ class Checkpointing:
         step, state = newest
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
         walk.load_state_dict(state["walk"])
         set_random_state(state["random"])
         return step
