@@ -199,7 +199,9 @@ class Experiment:
             value = getattr(self, name)
             if (value is None) == (self.schedule in schedules):
                 needs = "needs" if value is None else "takes no"
-                raise sgdwalk.InputError(f"schedule={self.schedule} {needs} {name}, which is for {', '.join(schedules)}.")
+                raise sgdwalk.InputError(
+                    f"schedule={self.schedule} {needs} {name}, which is for {', '.join(schedules)}."
+                )
         if self.peak_rate is not None and not 0 < self.learning_rate <= self.peak_rate < math.inf:
             raise sgdwalk.InputError(
                 f"peak_rate must be finite and at least learning_rate={self.learning_rate}, which must be above 0; got "

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import table_figures, walk_figures
+from sgdwalk.paper import quadratic_figures, schedule_figures, table_figures, walk_figures
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
 FigureId = Literal[
     "fig1",
     "fig2",
+    "fig6",
     "fig8",
     "fig9",
     "fig10",
@@ -27,6 +28,8 @@ FigureId = Literal[
     "fig19",
     "fig20",
     "fig21",
+    "fig27",
+    "fig28",
     "table1",
     "table2",
 ]
@@ -35,10 +38,13 @@ IDS: tuple[FigureId, ...] = get_args(FigureId)
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
     **walk_figures.FIGURES,
     **table_figures.FIGURES,
+    **schedule_figures.FIGURES,
+    **quadratic_figures.FIGURES,
 }
 """Id -> what makes the figure at a scale."""
 
-TITLES: Mapping[FigureId, str] = {id: {**walk_figures.TITLES, **table_figures.TITLES}[id] for id in IDS}
+_TITLES = {**walk_figures.TITLES, **table_figures.TITLES, **schedule_figures.TITLES, **quadratic_figures.TITLES}
+TITLES: Mapping[FigureId, str] = {id: _TITLES[id] for id in IDS}
 """Id -> the figure in a few words, in the order in which they are listed."""
 
 

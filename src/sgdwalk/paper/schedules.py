@@ -1,5 +1,5 @@
-"""Learning rate schedules of section 5, one step an update: cyclical and stepwise are torch's, trapezoid and held height
-are here."""
+"""Learning rate schedules of section 5, one step an update: cyclical and stepwise are torch's, trapezoid and a held
+height are here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def scheduler_for(experiment: Experiment, optimizer: Optimizer) -> LRScheduler |
     if experiment.schedule == "stepwise":
         return StepLR(optimizer, math.ceil(num_updates / STAGES), experiment.decay)
     if experiment.schedule == "hold":
-        assert peak is not None and experiment.target_height is not None
+        assert peak is not None
+        assert experiment.target_height is not None
         return HoldHeight(optimizer, experiment.target_height, peak, num_updates)
     return None
 
