@@ -64,7 +64,7 @@ READING = {
 }
 """Modules that import no torch, nor any module that does."""
 
-PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "train", "worker"}
+PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "schedules", "train", "worker"}
 """The modules of the reproduction that train; the others read, plan or judge."""
 
 

@@ -80,8 +80,8 @@ class Experiment:
     """``cyclical``: up to ``peak_rate`` and back in a line, ``cycles`` times. ``trapezoid``: up as in the first of so
     many cycles, flat, and over the last half of the training back in a line. ``stepwise``: times ``decay`` after each
     third of the training. ``hold``: after each measured update such that the height above the valley floor comes to
-    ``target_height``, ``peak_rate`` at most, and over the last half back in a line. The last and the first two start
-    and end at ``learning_rate``."""
+    ``target_height``, ``peak_rate`` at most, and over the last half back in a line, never up. All but ``stepwise``
+    start and end at ``learning_rate``."""
     peak_rate: float | None = None
     """cyclical, trapezoid, hold: highest learning rate."""
     cycles: int = 1

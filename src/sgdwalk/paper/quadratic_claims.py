@@ -83,7 +83,7 @@ def one_direction_oscillates(measured: pd.DataFrame, learning_rate: float) -> Cl
         "For a certain learning rate, while the trajectory oscillates in the direction of the maximum eigenvalue "
         "(green diamond), it overdamps in all the others (e.g. blue diamond - in a 'flat' direction)",
         CAPTION,
-        "At the learning rate of the diamonds: supported where only the direction of λ_max oscillates and all converge.",
+        "At the diamonds' learning rate: supported where only the direction of λ_max oscillates and all converge.",
         judge,
     )
 

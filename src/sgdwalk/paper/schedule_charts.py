@@ -54,8 +54,8 @@ def curves(runs: Runs) -> Chart:
     return Chart(
         figure,
         "The schedules, each as tuned. Top: mean loss of an epoch's mini-batches. Middle: validation accuracy after "
-        "it. Bold: the mean of the seeds, faint: each seed. Bottom: the learning rate at every update; where the height "
-        "is held it differs from seed to seed (first seed bold). Dotted: the height held for as many forward passes as "
-        "the other schedules take, and so for fewer epochs.",
+        "it. Bold: the mean of the seeds, faint: each seed. Bottom: the learning rate at every update; where the "
+        "height is held it differs from seed to seed (first seed bold). Dotted: the height held for as many "
+        "forward passes as the other schedules take, and so for fewer epochs.",
         f"Validation accuracy after the last epoch, mean of the seeds: {said}.",
     )

@@ -64,7 +64,8 @@ def trapezoid(step: int, num_updates: int, rise: float, ratio: float) -> float:
 
 
 class HoldHeight(LRScheduler):
-    """Holds the height above the valley floor at a target, then anneals the learning rate in a line to the first one.
+    """Holds the height above the valley floor at a target, then anneals the learning rate in a line to the first one;
+    a rate that lies below the first one stays.
 
     After an update whose height h was measured, η becomes η · (target / h) ** ``GAIN``, changed by ``LARGEST_FACTOR``
     at most and never above ``peak``. A height of zero asks for the largest factor; without a height, or with one that
@@ -74,7 +75,7 @@ class HoldHeight(LRScheduler):
         optimizer: at the first learning rate.
         target: height to hold, nats per example.
         peak: highest learning rate.
-        num_updates: of the whole training; after them the rate is back at the first one.
+        num_updates: of the whole training; after them the rate is the first one, or below it.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
@@ -112,5 +113,6 @@ class HoldHeight(LRScheduler):
 
     def get_lr(self) -> list[float | object]:  # pyright: ignore[reportIncompatibleMethodOverride]
         left = max(self.num_updates - self.last_epoch, 0)
-        height = min(1.0, left / (ANNEALED * self.num_updates))
-        return [rate * (1.0 + (self.factor - 1.0) * height) for rate in self.base_lrs]
+        held = min(1.0, left / (ANNEALED * self.num_updates))
+        last = min(self.factor, 1.0)
+        return [rate * (last + (self.factor - last) * held) for rate in self.base_lrs]
