@@ -139,6 +139,11 @@ OTHERS = {
     "compare": ("authors",),
     "compare_epochs": (1,),
     "compare_first": 5,
+    "schedule": "stepwise",
+    "cycles": 2,
+    "decay": 0.5,
+    "peak_rate": 2.0,
+    "target_height": 0.2,
 }
 
 
@@ -149,6 +154,8 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
     for name, value in OTHERS.items():
         if name in ("network", "augment"):  # these are for photographs
             experiment = replace(experiment, dataset="cifar10", num_train=1400)
+        if name == "peak_rate":  # it and a height are for schedules that need them
+            experiment = replace(experiment, schedule="hold", peak_rate=1.0, target_height=0.1)
         other = replace(experiment, **{name: value})
         hashes.add(other.settings_hash)
         (difference,) = other.differences(experiment.to_dict())
