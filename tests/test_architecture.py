@@ -80,7 +80,7 @@ READING = {
 
 PAPER_TORCH = {
     *("augmentation", "compare", "data", "decomposition", "estimate", "models", "noising", "part_curvature"),
-    *("spectral", "standing", "train", "worker"),
+    *("schedules", "spectral", "standing", "train", "worker"),
 }
 """The modules of the reproduction that train; the others read, plan or judge."""
 

@@ -164,6 +164,11 @@ OTHERS = {
     "noise_factor": 0.1,
     "noise_reading": "std",
     "after": Experiment(seed=0),
+    "schedule": "stepwise",
+    "cycles": 2,
+    "decay": 0.5,
+    "peak_rate": 2.0,
+    "target_height": 0.2,
 }
 
 
@@ -176,6 +181,8 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
             experiment = replace(experiment, dataset="cifar10", num_train=1400)
         if name == "after":
             value = replace(experiment, epochs=2)
+        if name == "peak_rate":  # it and a height are for schedules that need them
+            experiment = replace(experiment, schedule="hold", peak_rate=1.0, target_height=0.1)
         other = replace(experiment, **{name: value})
         hashes.add(other.settings_hash)
         (difference,) = other.differences(experiment.to_dict())

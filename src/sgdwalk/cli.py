@@ -193,13 +193,15 @@ class Reproduce:
         from sgdwalk.paper.estimate import estimate
         from sgdwalk.paper.progress import duration
         from sgdwalk.paper.registry import figure
-        from sgdwalk.paper.run import missing_trainings
+        from sgdwalk.paper.run import missing_trainings, undecided_trainings
         from sgdwalk.paper.sweep import training_name
 
-        missing = missing_trainings([figure(id, self.scale) for id in ids], self.out / "trainings")
-        found = estimate(missing, self.device[0])
-        for each in found:
-            name = training_name(each.experiment)
+        wanted = [figure(id, self.scale) for id in ids]
+        missing = missing_trainings(wanted, self.out / "trainings")
+        undecided = undecided_trainings(wanted, self.out / "trainings")
+        found = estimate([*missing, *undecided], self.device[0])
+        for number, each in enumerate(found):
+            name = training_name(each.experiment) if number < len(missing) else "one that these decide"
             print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
         seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
         jobs = len(self.device) if self.jobs is None else self.jobs

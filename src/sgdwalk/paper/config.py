@@ -19,8 +19,14 @@ NUM_TRAIN = {"digits": 1_500, "mnist": 45_000, "cifar10": 45_000, "tiny-imagenet
 45,000 (the authors' code), of Tiny-ImageNet the images of its first 20 classes (the paper: "a subset")."""
 IMAGE_SIZE = {"digits": 8, "mnist": 28, "cifar10": 32, "tiny-imagenet": 64}
 """Height and width of the images, in pixels."""
+SCHEDULES = ("constant", "cyclical", "trapezoid", "stepwise", "hold")
 COLOUR = ("cifar10", "tiny-imagenet")
 """Data sets of colour photographs, which convolutions and augmentation are for."""
+
+STAGES = 3
+"""A stepwise schedule cuts the training into so many equal stages."""
+ANNEALED = 0.5
+"""A trapezoid, and a schedule that holds a height, anneal the learning rate over this last part of the training."""
 
 AUTHORS_GD_BATCHES = 9
 """The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
@@ -83,7 +89,21 @@ class Experiment:
     """``mean``: gd follows the mean gradient. ``sum``: nine times that, as the authors' public code does, which adds up
     the mean gradients of nine mini-batches."""
     learning_rate: float = 0.1
-    """Fixed learning rate η; the paper's is 0.1."""
+    """Learning rate η, fixed where no schedule moves it; the paper's is 0.1."""
+    schedule: Literal["constant", "cyclical", "trapezoid", "stepwise", "hold"] = "constant"
+    """``cyclical``: up to ``peak_rate`` and back in a line, ``cycles`` times. ``trapezoid``: up as in the first of so
+    many cycles, flat, and over the last half of the training back in a line. ``stepwise``: times ``decay`` after each
+    third of the training. ``hold``: after each measured update such that the height above the valley floor comes to
+    ``target_height``, ``peak_rate`` at most, and over the last half back in a line, never up. All but ``stepwise``
+    start and end at ``learning_rate``."""
+    peak_rate: float | None = None
+    """cyclical, trapezoid, hold: highest learning rate."""
+    cycles: int = 1
+    """cyclical, trapezoid: cycles that the training is as long as."""
+    decay: float = 0.1
+    """stepwise: factor of the learning rate after each third."""
+    target_height: float | None = None
+    """hold: the height of Table 2 that is held, nats per example."""
     momentum: float = 0.0
     """Heavy-ball momentum; the paper uses none."""
     weight_decay: float = 0.0
@@ -168,6 +188,7 @@ class Experiment:
             _check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
         self._check_images()
         self._check_noise_and_start()
+        self._check_schedule()
         for width in self.hidden:
             _check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
@@ -242,6 +263,28 @@ class Experiment:
             raise sgdwalk.InputError(
                 "spectral_epochs and curvature_every fill the same column, spectral_norm: choose one of them."
             )
+
+    def _check_schedule(self) -> None:
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_count("cycles", self.cycles, 1)
+        _check_number("decay", self.decay, 0.0, 1.0)
+        settings = {"peak_rate": ("cyclical", "trapezoid", "hold"), "target_height": ("hold",)}
+        for name, schedules in settings.items():
+            value = getattr(self, name)
+            if (value is None) == (self.schedule in schedules):
+                needs = "needs" if value is None else "takes no"
+                raise sgdwalk.InputError(
+                    f"schedule={self.schedule} {needs} {name}, which is for {', '.join(schedules)}."
+                )
+        if self.peak_rate is not None and not 0 < self.learning_rate <= self.peak_rate < math.inf:
+            raise sgdwalk.InputError(
+                f"peak_rate must be finite and at least learning_rate={self.learning_rate}, which must be above 0; got "
+                f"{self.peak_rate!r}."
+            )
+        if self.target_height is not None and not 0 < self.target_height < math.inf:
+            raise sgdwalk.InputError(f"target_height must be above 0 and finite; got {self.target_height!r}.")
+        if self.schedule == "hold" and not self.watch:
+            raise sgdwalk.InputError("schedule=hold follows the heights that are measured: it needs watch=True.")
 
     @property
     def image_size(self) -> int:

@@ -56,6 +56,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Trainings that are known only when a figure's first ones are done, as after a grid search."""
+
+    choose: Callable[[Runs], Mapping[str, tuple[Experiment, ...]]]
+    """From the first trainings by role, the further ones by role, one a seed."""
+    like: tuple[Experiment, ...]
+    """As many trainings of the same cost, for an estimate made before."""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure or table of the paper, at one scale."""
 
@@ -78,6 +88,12 @@ class Figure:
     """What this figure leaves out besides what its networks' trainings do at its scale."""
     cut: str = ""
     """What this scale leaves out, where that is not what it leaves out of the architectures elsewhere."""
+    choice: Choice | None = None
+    """Further trainings, chosen by what the first ones came to."""
+    reported: tuple[str, ...] = ()
+    """Roles whose first trainings the report shows; where none is named those of the panels, or else all."""
+    deviations: tuple[str, ...] = ()
+    """How this figure differs from the paper's, beside what is said of all."""
 
     @property
     def experiments(self) -> list[Experiment]:

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import noise_figures, role_figures, spectral_figures, table_figures, walk_figures
+from sgdwalk.paper import (
+    noise_figures,
+    quadratic_figures,
+    role_figures,
+    schedule_figures,
+    spectral_figures,
+    table_figures,
+    walk_figures,
+)
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
@@ -16,6 +24,7 @@ FigureId = Literal[
     "fig3",
     "fig4",
     "fig5",
+    "fig6",
     "fig7",
     "fig8",
     "fig9",
@@ -36,6 +45,8 @@ FigureId = Literal[
     "fig24",
     "fig25",
     "fig26",
+    "fig27",
+    "fig28",
     "table1",
     "table2",
     "footnote6",
@@ -44,7 +55,15 @@ FigureId = Literal[
 ]
 IDS: tuple[FigureId, ...] = get_args(FigureId)
 
-_MODULES = (walk_figures, table_figures, spectral_figures, role_figures, noise_figures)
+_MODULES = (
+    walk_figures,
+    table_figures,
+    spectral_figures,
+    role_figures,
+    noise_figures,
+    schedule_figures,
+    quadratic_figures,
+)
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
     id: make for module in _MODULES for id, make in module.FIGURES.items()
 }
