@@ -2,9 +2,9 @@
 
     python benchmarks/cheap_columns.py [--data-dir DIR]
 
-Three equal nets train on the same mini-batches in turns of ``--steps`` updates: unwatched, watched with the plain torch
-kernel, watched with the fused kernel that numba compiles. Random inputs of MNIST's shape serve where no data are named:
-no number here depends on the pixels.
+Equal nets train on the same mini-batches in turns of ``--steps`` updates: unwatched, watched with the plain torch
+kernel, with the fused kernel that numba compiles, and so with the gauge besides. Random inputs of MNIST's shape serve
+where no data are named: no number here depends on the pixels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import nets
 import sgdwalk
 from sgdwalk.kernels import NumbaKernel, TorchKernel
 
-WANTED = {"plain torch": 1.5, "numba": 1.15}
-KERNELS = {"plain torch": TorchKernel, "numba": NumbaKernel}
+WANTED = {"plain torch": 1.5, "numba": 1.15, "numba, and the gauge": 1.15}
+KERNELS = {"plain torch": TorchKernel, "numba": NumbaKernel, "numba, and the gauge": NumbaKernel}
 
 
 class Training:
@@ -57,7 +57,9 @@ def main() -> None:
     walks = {}
     for name, kernel in KERNELS.items():
         sides[name] = Training(inputs, targets, options.batch_size)
-        walks[name] = sgdwalk.watch(sides[name].model, sides[name].optimizer, None, None, when=None, on_error="raise")
+        walks[name] = sgdwalk.watch(
+            sides[name].model, sides[name].optimizer, None, None, when=None, gauge="gauge" in name, on_error="raise"
+        )
         walks[name]._trajectory.kernel = kernel()
     raw = common.alternate(
         {name: side.steps(options.steps) for name, side in sides.items()}, rounds=options.rounds, warmup=3

@@ -17,6 +17,7 @@ LAYERS = [
     {"rows"},
     {"store"},
     {"run"},
+    {"sampling"},
     {"analysis", "drawing"},
     {"captions", "summary"},
     {"barrier_figure", "curvature_figures", "three_panels"},
@@ -36,7 +37,7 @@ LAYERS = [
     {"max_variance", "noise_scale", "alignment"},
     {"measuring", "hooks"},
     {"stability", "isotropic"},
-    {"curvature", "sharpness", "spectrum"},
+    {"curvature", "sharpness", "spectrum", "sampled"},
     {"journal"},
     {"walk"},
     {"watching"},
@@ -48,7 +49,20 @@ LAYERS = [
 """From the bottom to the top: a module imports from the layers below its own, and from its own."""
 
 READING = {
-    *("errors", "records", "text", "when", "valley", "provenance", "lock", "rows", "store", "run", "analysis"),
+    *(
+        "errors",
+        "records",
+        "text",
+        "when",
+        "valley",
+        "provenance",
+        "lock",
+        "rows",
+        "store",
+        "run",
+        "analysis",
+        "sampling",
+    ),
     *(
         "drawing",
         "captions",
@@ -64,7 +78,7 @@ READING = {
 }
 """Modules that import no torch, nor any module that does."""
 
-PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "train", "worker"}
+PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "noising", "part_curvature", "train", "worker"}
 """The modules of the reproduction that train; the others read, plan or judge."""
 
 

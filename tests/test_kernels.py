@@ -38,16 +38,20 @@ def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch
     kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
 
-    param, update, distance = kernel().position_sums(vector, kept, start, advance=False)
+    displacement = torch.full_like(kept, math.nan)
+    param, update, distance = kernel().position_sums(vector, kept, start, advance=False, displacement=displacement)
     theta = twin(vector)
+    torch.testing.assert_close(displacement, theta.to(dtype) - kept, rtol=0, atol=0)
     assert math.isclose(param, float(theta @ theta), rel_tol=tolerance)
     assert math.isclose(update, float((theta - kept.double()).square().sum()), rel_tol=tolerance)
     assert math.isclose(distance, float((theta - start.double()).square().sum()), rel_tol=tolerance)
 
     gradient = torch.cat([g.double().reshape(-1) for g in gradients])
     expected = float(gradient @ previous.double())
-    dot, square = kernel().gradient_sums(vector, gradients, previous)
+    dot, square, slope = kernel().gradient_sums(vector, gradients, previous, displacement)
     assert abs(dot - expected) <= tolerance * float(gradient.norm()) * 70
+    expected = float(gradient @ displacement.double())
+    assert abs(slope - expected) <= tolerance * float(gradient.norm() * displacement.double().norm())
     assert math.isclose(square, float(gradient @ gradient), rel_tol=tolerance)
     torch.testing.assert_close(previous, gradient.to(dtype), rtol=0, atol=0)
 
@@ -56,7 +60,7 @@ def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch
 def test_missing_gradient_counts_as_zeros(kernel):
     vector = ParameterVector([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))])
     previous = torch.full((5,), 2.0)
-    dot, square = kernel().gradient_sums(vector, [None, torch.tensor([1.0, 3.0])], previous)
+    dot, square, _ = kernel().gradient_sums(vector, [None, torch.tensor([1.0, 3.0])], previous)
     assert (dot, square) == pytest.approx((8.0, 10.0), rel=1e-6)
     assert previous.tolist() == [0.0, 0.0, 0.0, 1.0, 3.0]
 
@@ -100,10 +104,10 @@ def test_products_outside_float32_are_summed_in_float64(kernel, scale):
     assert sums == pytest.approx(expected, rel=1e-6)
 
     previous = torch.cat([values.reshape(-1) for values in small])
-    dot, square = kernel().gradient_sums(vector, small, previous)
+    dot, square, _ = kernel().gradient_sums(vector, small, previous)
     assert (dot, square) == pytest.approx((expected[0], expected[0]), rel=1e-6)
     gradient = torch.cat([values.double().reshape(-1) for values in large])
-    dot, square = kernel().gradient_sums(vector, large, previous)
+    dot, square, _ = kernel().gradient_sums(vector, large, previous)
     assert abs(dot - float(gradient @ theta)) <= 1e-6 * float(gradient.norm() * theta.norm())
     assert square == pytest.approx(float(gradient @ gradient), rel=1e-6)
 
@@ -115,9 +119,9 @@ def test_a_gradient_that_is_not_finite_reaches_the_sums_and_no_further(kernel, i
     vector = ParameterVector([nn.Parameter(torch.ones(1024))])
     gradient, previous = torch.ones(1024), torch.ones(1024)
     gradient[index] = bad
-    dot, square = kernel().gradient_sums(vector, [gradient], previous)
+    dot, square, _ = kernel().gradient_sums(vector, [gradient], previous)
     assert all(math.isnan(value) if math.isnan(bad) else value == math.inf for value in (dot, square))
-    dot, square = kernel().gradient_sums(vector, [torch.zeros(1024)], previous)
+    dot, square, _ = kernel().gradient_sums(vector, [torch.zeros(1024)], previous)
     assert math.isnan(dot)  # 0 · inf
     assert square == 0.0
 

@@ -89,6 +89,11 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
         ({"compare_epochs": (11,)}, "compare_epochs: an epoch must be an integer of at least 1 and at most 10"),
         ({"compare_first": 0}, "compare_first must be"),
         ({"curvature_first": 0}, "curvature_first must be"),
+        ({"validate_every": 0}, "validate_every must be"),
+        ({"noise_factor": -0.1}, "noise_factor must be at least 0"),
+        ({"noise_reading": "deviation"}, "noise_reading must be one of variance, std; got 'deviation'"),
+        ({"noise_factor": 0.1, "num_train": 17, "batch_size": 2}, "take at least 18"),
+        ({"after": Experiment(seed=1, hidden=(3,))}, "another hidden, another seed: only one of the same network"),
     ],
     ids=str,
 )
@@ -136,9 +141,14 @@ OTHERS = {
     "width_divisor": 2,
     "augment": True,
     "curvature_first": 10,
+    "curvature_examples": 300,
     "compare": ("authors",),
     "compare_epochs": (1,),
     "compare_first": 5,
+    "validate_every": 3,
+    "noise_factor": 0.1,
+    "noise_reading": "std",
+    "after": Experiment(seed=0),
 }
 
 
@@ -149,6 +159,8 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
     for name, value in OTHERS.items():
         if name in ("network", "augment"):  # these are for photographs
             experiment = replace(experiment, dataset="cifar10", num_train=1400)
+        if name == "after":
+            value = replace(experiment, epochs=2)
         other = replace(experiment, **{name: value})
         hashes.add(other.settings_hash)
         (difference,) = other.differences(experiment.to_dict())
@@ -174,6 +186,15 @@ def test_curvature_can_be_left_to_the_first_updates():
     assert Experiment().curvature_when() is None
 
 
+def test_the_spectral_norm_over_a_part_is_measured_where_watching_begins():
+    experiment = Experiment(epochs=4, watch_epochs=(2, 4), watch_first=2, curvature_examples=300)
+    when = experiment.part_curvature_when()
+    assert [step for step in range(60) if when(step)] == [15, 45]
+    assert experiment.passes(15) - experiment.passes(16) == pytest.approx(66 * 300 / 1500)
+    assert Experiment(watch_epochs=(2,)).part_curvature_when() is None
+    assert Experiment(curvature_examples=300).part_curvature_when() is None
+
+
 def test_the_hash_is_the_same_in_every_process_and_version():
     # Finished trainings on disk are found by it: a change of this value orphans them, and must be meant.
     assert Experiment(learning_rate=0.2).settings_hash == "0721694f4c"
@@ -188,3 +209,23 @@ def test_a_setting_at_its_default_leaves_the_hash_as_it_is():
     assert Experiment().differences(older) == []
     assert Experiment(momentum=0.9).differences(older) == ["momentum: 0.0 in the run, 0.9 now"]
     assert Experiment().differences({"forgotten": 1}) == ["forgotten: 1 in the run, None now"]
+
+
+def test_a_training_goes_on_from_another():
+    first = Experiment(algorithm="gd", noise_factor=0.1, watch_first=3, hidden=(5, 3))
+    second = replace(first, noise_factor=0.0, after=first)
+    third = replace(first, algorithm="sgd", after=second)
+    assert third.lineage == (first, second, third)
+    assert Experiment.from_dict(third.to_dict()) == third
+    assert len({each.settings_hash for each in (*third.lineage, replace(third, after=first))}) == 4
+
+
+def test_a_setting_that_is_new_leaves_the_hash_of_what_goes_on_from_another_as_it_is():
+    first = Experiment(learning_rate=0.2)
+    after = replace(first, after=first)
+    assert after.settings_hash == "6405a98f8f"
+    stored = after.to_dict()
+    del stored["after"]["momentum"], stored["momentum"]  # as a version without it would have written
+    assert after.differences(stored) == []
+    (difference,) = replace(first, after=replace(first, momentum=0.9)).differences(stored)
+    assert difference.startswith("after: ")

@@ -34,7 +34,9 @@ def smoke(tmp_path_factory):
     for name in registry.TITLES:
         for experiment in registry.figure(name, "smoke").experiments:
             if not is_trained(out / "trainings", experiment):
-                assert train(experiment, data.load(experiment), out / "trainings" / training_name(experiment))
+                folder = out / "trainings" / training_name(experiment)
+                after = experiment.after and folder.with_name(training_name(experiment.after))
+                assert train(experiment, data.load(experiment), folder, after=after)
     return out
 
 

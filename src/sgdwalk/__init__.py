@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from sgdwalk.report import save_figure, write_report
     from sgdwalk.residual import hessian_residual
     from sgdwalk.run import Run, open_run
+    from sgdwalk.sampled import SampledSegments
     from sgdwalk.sharpness import BatchSharpness, batch_sharpness
     from sgdwalk.spectrum import spectral_density, trace
     from sgdwalk.stability import stability_threshold
     from sgdwalk.standing import LossOptions
     from sgdwalk.walk import Walk
     from sgdwalk.watching import watch
-    from sgdwalk.when import When, every, first_steps, in_epochs
+    from sgdwalk.when import When, every, first_steps, in_epochs, one_in
 
 _HOME = {
     "BatchSharpness": "sharpness",
@@ -44,6 +45,7 @@ _HOME = {
     "ResumeError": "errors",
     "Run": "run",
     "RunFolderError": "errors",
+    "SampledSegments": "sampled",
     "SgdwalkError": "errors",
     "SpectralNorm": "curvature",
     "Undefined": "measures",
@@ -67,6 +69,7 @@ _HOME = {
     "max_gradient_variance": "max_variance",
     "noise_alignment": "alignment",
     "norm_under_noise": "norm_growth",
+    "one_in": "when",
     "open_run": "run",
     "power_law": "alignment",
     "preconditioned": "curvature",
@@ -93,6 +96,7 @@ __all__ = [
     "ResumeError",
     "Run",
     "RunFolderError",
+    "SampledSegments",
     "SgdwalkError",
     "SpectralNorm",
     "Undefined",
@@ -118,6 +122,7 @@ __all__ = [
     "max_gradient_variance",
     "noise_alignment",
     "norm_under_noise",
+    "one_in",
     "open_run",
     "power_law",
     "preconditioned",

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sgdwalk.errors import InputError
+from sgdwalk.sampling import mean_of_consecutive, mean_of_steps
 from sgdwalk.text import plain
 
 if TYPE_CHECKING:
@@ -187,6 +188,87 @@ def by_epoch(run: Run) -> pd.DataFrame:
     groups = table.groupby("epoch", dropna=False, sort=True)
     rows = {epoch: _totals(group) for epoch, group in groups}
     frame = _as_counts(pd.DataFrame(list(rows.values()), columns=_TOTALS))
+    frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
+    return frame
+
+
+def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
+    """One row an epoch of a sampled walk: mean height and floor with 95 % intervals, bounces, α*.
+
+    Columns: ``num_updates``, ``num_sampled``, ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor``
+    with ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
+    strictly between the iterates), ``mean_alpha_star``, ``undefined`` (sampled steps without a height). Index
+    ``epoch``, NA where the loop did not say the epoch. Intervals are of the epoch's mean, from units and steps both;
+    they are NaN with fewer than three sampled steps.
+
+    Args:
+        run: a run with :class:`sgdwalk.SampledSegments` among its measures, one step of each of many equal blocks.
+        name: what the measure was called.
+
+    Raises:
+        InputError: the run has no such measure.
+
+    Source: the height is that of "A Walk with SGD", Table 2.
+    """
+    table = run.steps
+    if f"{name}_height" not in table:
+        raise InputError(
+            f"The run has no sampled heights: there is no column {plain(name, 40)}_height. They come from "
+            "sgdwalk.SampledSegments among the measures of watch(), or from method='sampled'."
+        )
+    reason = table.get(f"{name}_height_reason", pd.Series(None, index=table.index, dtype="object"))
+    rows = {}
+    for epoch, steps in table.groupby("epoch", dropna=False, sort=True):
+        asked = steps[f"{name}_height"].notna() | reason.loc[steps.index].notna()
+        chosen = steps[asked]
+        height, floor = mean_of_steps(chosen[f"{name}_height"]), mean_of_steps(chosen[f"{name}_floor"])
+        rows[epoch] = {
+            "num_updates": len(steps),
+            "num_sampled": len(chosen),
+            "mean_height": height.value,
+            "height_low": height.low,
+            "height_high": height.high,
+            "mean_floor": floor.value,
+            "floor_low": floor.low,
+            "floor_high": floor.high,
+            "bounce_share": float(chosen[f"{name}_interior"].mean()),
+            "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
+            "undefined": len(chosen) - height.num_steps,
+        }
+    frame = pd.DataFrame(list(rows.values()))
+    frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
+    return frame
+
+
+def gauge_epochs(run: Run) -> pd.DataFrame:
+    """One row an epoch of a walk with a gauge: the mean slope at the ends of its updates, with a 95 % interval.
+
+    Columns: ``num_updates``, ``mean_gauge`` with ``gauge_low`` and ``gauge_high`` (nats per example; positive: updates
+    go past the floor of their segment on average), ``positive_share``, ``undefined``. Index ``epoch``. A single gauge
+    is one mini-batch's word: its mean is the mean slope, but the share of positive ones lies nearer to one half than
+    the share of bounces. The interval is that of the means of √n runs of consecutive updates (batch means), as
+    neighbours are not independent; NaN with fewer than 9.
+
+    Raises:
+        InputError: the run has no gauge.
+
+    Source: d·∇L is the directional derivative along the update; "A Walk with SGD", section 3, for what a bounce is.
+    """
+    if "gauge" not in run.steps:
+        raise InputError("The run has no column gauge: pass gauge=True to watch().")
+    rows = {}
+    for epoch, steps in run.steps.groupby("epoch", dropna=False, sort=True):
+        known = steps["gauge"].dropna().to_numpy(float)
+        mean = mean_of_consecutive(known)
+        rows[epoch] = {
+            "num_updates": len(steps),
+            "mean_gauge": mean.value,
+            "gauge_low": mean.low,
+            "gauge_high": mean.high,
+            "positive_share": float((known > 0).mean()) if len(known) else math.nan,
+            "undefined": len(steps) - len(known),
+        }
+    frame = pd.DataFrame(list(rows.values()))
     frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
     return frame
 

@@ -46,15 +46,31 @@ class Kernel(Protocol):
         ...
 
     def gradient_sums(
-        self, vector: ParameterVector, gradients: Sequence[Tensor | None], kept: Tensor
-    ) -> tuple[float, float]:
-        """g_t·g_{t-1} and ‖g_t‖² where ``kept`` holds g_{t-1}; afterwards it holds g_t. None counts as zeros."""
+        self,
+        vector: ParameterVector,
+        gradients: Sequence[Tensor | None],
+        kept: Tensor,
+        displacement: Tensor | None = None,
+    ) -> tuple[float, float, float]:
+        """g_t·g_{t-1}, ‖g_t‖² and d_{t-1}·g_t where ``kept`` holds g_{t-1}; afterwards it holds g_t.
+
+        None among the gradients counts as zeros; without ``displacement`` the last is NaN.
+        """
         ...
 
     def position_sums(
-        self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
+        self,
+        vector: ParameterVector,
+        kept: Tensor,
+        start: Tensor,
+        *,
+        advance: bool,
+        displacement: Tensor | None = None,
     ) -> tuple[float, float, float]:
-        """‖θ‖², ‖θ - kept‖² and ‖θ - start‖²; with ``advance`` θ replaces the kept copy in the same pass."""
+        """‖θ‖², ‖θ - kept‖² and ‖θ - start‖²; with ``advance`` θ replaces the kept copy in the same pass.
+
+        ``displacement`` takes θ - kept.
+        """
         ...
 
 
@@ -92,30 +108,46 @@ class TorchKernel:
     @torch.no_grad()
     @np.errstate(all="ignore")
     def gradient_sums(
-        self, vector: ParameterVector, gradients: Sequence[Tensor | None], kept: Tensor
-    ) -> tuple[float, float]:
+        self,
+        vector: ParameterVector,
+        gradients: Sequence[Tensor | None],
+        kept: Tensor,
+        displacement: Tensor | None = None,
+    ) -> tuple[float, float, float]:
         dot = square = 0.0
-        previous = _array(kept)
+        slope = math.nan if displacement is None else 0.0
+        previous, moved = _array(kept), None if displacement is None else _array(displacement)
         for span, values in self._chunks(vector, gradients):
             chunk = _array(values)
             dot += _dot(chunk, previous[span])
             square += _dot(chunk, chunk)
+            if moved is not None:
+                slope += _dot(chunk, moved[span])
             previous[span] = chunk
-        return dot, square
+        return dot, square, slope
 
     @torch.no_grad()
     @np.errstate(all="ignore")
     def position_sums(
-        self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
+        self,
+        vector: ParameterVector,
+        kept: Tensor,
+        start: Tensor,
+        *,
+        advance: bool,
+        displacement: Tensor | None = None,
     ) -> tuple[float, float, float]:
         param = update = distance = 0.0
         before, origin = _array(kept), _array(start)
+        moved = None if displacement is None else _array(displacement)
         subtract: Any = np.subtract if vector.device.type == "cpu" else torch.sub
         for span, values in self._chunks(vector, vector.parameters):
             chunk, difference = _array(values), _array(self._buffers[1, : len(values)])
             param += _dot(chunk, chunk)
             subtract(chunk, before[span], out=difference)
             update += _dot(difference, difference)
+            if moved is not None:
+                moved[span] = difference
             subtract(chunk, origin[span], out=difference)
             distance += _dot(difference, difference)
             if advance:
@@ -200,16 +232,28 @@ class NumbaKernel:
         return self._differs(_addresses(dense), vector.bounds, kept.numpy().view(bits))
 
     def gradient_sums(
-        self, vector: ParameterVector, gradients: Sequence[Tensor | None], kept: Tensor
-    ) -> tuple[float, float]:
+        self,
+        vector: ParameterVector,
+        gradients: Sequence[Tensor | None],
+        kept: Tensor,
+        displacement: Tensor | None = None,
+    ) -> tuple[float, float, float]:
         dense = _dense(gradients)
-        return self._gradient(_addresses(dense), vector.bounds, kept.numpy())
+        moved = kept[:0] if displacement is None else displacement
+        return self._gradient(_addresses(dense), vector.bounds, kept.numpy(), moved.numpy())
 
     def position_sums(
-        self, vector: ParameterVector, kept: Tensor, start: Tensor, *, advance: bool
+        self,
+        vector: ParameterVector,
+        kept: Tensor,
+        start: Tensor,
+        *,
+        advance: bool,
+        displacement: Tensor | None = None,
     ) -> tuple[float, float, float]:
         dense = _dense(vector.parameters)
-        return self._position(_addresses(dense), vector.bounds, kept.numpy(), start.numpy(), advance)
+        moved = kept[:0] if displacement is None else displacement
+        return self._position(_addresses(dense), vector.bounds, kept.numpy(), start.numpy(), moved.numpy(), advance)
 
 
 def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -288,8 +332,16 @@ def _compiled() -> tuple[Any, Any, Any]:
         return dot, square
 
     @jit
-    def gradient_sums(addresses, bounds, kept):
+    def slope_block(gradient, moved, zero):
+        slope = zero
+        for i in range(gradient.size):
+            slope += (gradient[i] + zero) * moved[i]
+        return slope
+
+    @jit
+    def gradient_sums(addresses, bounds, kept, displacement):
         dot = square = 0.0
+        slope = 0.0 if displacement.size else np.nan
         for index in range(addresses.size):
             previous = kept[bounds[index] : bounds[index + 1]]
             if addresses[index] == 0:
@@ -298,6 +350,10 @@ def _compiled() -> tuple[Any, Any, Any]:
             gradient = numba.carray(pointer(addresses[index], kept), previous.size)
             for i in range(0, gradient.size, FUSED_BLOCK):
                 new, old = gradient[i : i + FUSED_BLOCK], previous[i : i + FUSED_BLOCK]
+                if displacement.size:
+                    moved = displacement[bounds[index] + i : bounds[index] + i + new.size]
+                    narrow = slope_block(new, moved, kept.dtype.type(0))
+                    slope += narrow if in_range(narrow) else slope_block(new, moved, 0.0)
                 sums = gradient_block(new, old, kept.dtype.type(0))
                 if in_range(sums[0]) and in_range(sums[1]):
                     dot += sums[0]
@@ -307,7 +363,7 @@ def _compiled() -> tuple[Any, Any, Any]:
                     dot += chosen(sums[0], wide[0])
                     square += chosen(sums[1], wide[1])
                 copy(new, old)
-        return dot, square
+        return dot, square, slope
 
     @jit
     def position_block(values, kept, start, zero):
@@ -322,7 +378,12 @@ def _compiled() -> tuple[Any, Any, Any]:
         return param, update, distance
 
     @jit
-    def position_sums(addresses, bounds, kept, start, advance):
+    def subtract(values, kept, moved):
+        for i in range(values.size):
+            moved[i] = values[i] - kept[i]
+
+    @jit
+    def position_sums(addresses, bounds, kept, start, displacement, advance):
         param = update = distance = 0.0
         for index in range(addresses.size):
             values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
@@ -343,6 +404,8 @@ def _compiled() -> tuple[Any, Any, Any]:
                     param += chosen(sums[0], wide[0])
                     update += chosen(sums[1], wide[1])
                     distance += chosen(sums[2], wide[2])
+                if displacement.size:
+                    subtract(new, old, displacement[bounds[index] + i : bounds[index] + i + new.size])
                 if advance:
                     copy(new, old)
         return param, update, distance

@@ -23,9 +23,10 @@ class Trajectory:
 
     Args:
         parameters: what the optimizers move; where they stand now is θ_0.
+        gauge: keep d_t = θ_{t+1} - θ_t too, a vector more, for the slope d_{t-1}·g_t.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
+    def __init__(self, parameters: Iterable[nn.Parameter], *, gauge: bool = False):
         self.vector = ParameterVector(parameters)
         self.kernel = choose_kernel(self.vector.device)
         self.point = self.vector.read()
@@ -33,6 +34,9 @@ class Trajectory:
         self.start = self.point.clone()
         self.gradient: Tensor | None = None
         """g_{t-1}; None before the first update.  # (d,)"""
+        self.displacement = self.vector.zeros() if gauge else None
+        """d_{t-1}, the last update as it happened; None where it is not kept.  # (d,)"""
+        self._no_slope = "no update before the first"
         self._gradient_square = NAN
         self._final: list[Tensor | None] = [None] * len(self.vector.parameters)
         self._refresh()
@@ -51,6 +55,7 @@ class Trajectory:
             self.vector.read_into(self.point)
         if moved or added:
             self._refresh()
+            self._no_slope = "the parameters were changed after the update before"
         self._final = [None] * len(self.vector.parameters)
         return moved, added
 
@@ -73,12 +78,18 @@ class Trajectory:
         first = self.gradient is None
         if self.gradient is None:
             self.gradient = self.vector.zeros()
-        dot, square = self.kernel.gradient_sums(self.vector, self._final, self.gradient)
+        dot, square, slope = self.kernel.gradient_sums(self.vector, self._final, self.gradient, self.displacement)
+        if self.displacement is not None:
+            known = math.isfinite(slope) and not self._no_slope
+            values["gauge"] = slope if known else NAN
+            if not known:
+                reasons["gauge"] = self._no_slope or "a gradient or an update is not finite"
+            self._no_slope = ""
         values["cosine"], why = _cosine(dot, self._gradient_square, square, first=first)
         if why:
             reasons["cosine"] = why
         param_square, update_square, distance_square = self.kernel.position_sums(
-            self.vector, self.point, self.start, advance=advance
+            self.vector, self.point, self.start, advance=advance, displacement=self.displacement
         )
         squares = {
             "grad_norm": square,
@@ -109,6 +120,8 @@ class Trajectory:
             "start": self.start.clone(),
             "gradient": None if self.gradient is None else self.gradient.clone(),
             "gradient_square": self._gradient_square,
+            "displacement": None if self.displacement is None else self.displacement.clone(),
+            "no_slope": self._no_slope,
             "point_digest": self.digest(),
         }
 
@@ -116,6 +129,12 @@ class Trajectory:
         self.start.copy_(state["start"])
         self.gradient = None if state["gradient"] is None else state["gradient"].to(self.start, copy=True)
         self._gradient_square = state["gradient_square"]
+        if self.displacement is not None:
+            if state["displacement"] is None:
+                self._no_slope = "the walk went on from a state without the update before"
+            else:
+                self.displacement.copy_(state["displacement"])
+                self._no_slope = state["no_slope"]
         self.vector.read_into(self.point)
         self._refresh()
 
@@ -132,6 +151,8 @@ class Trajectory:
         self.start = torch.cat([self.start, here])
         if self.gradient is not None:
             self.gradient = torch.cat([self.gradient, added.zeros()])
+        if self.displacement is not None:
+            self.displacement = torch.cat([self.displacement, added.zeros()])
         return len(new)
 
 

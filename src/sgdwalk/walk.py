@@ -398,7 +398,7 @@ class Walk:
             batch_loss=noted if math.isfinite(noted) else NAN,
             loss_noise=result.loss_noise,
             segment=result.segment,
-            measures=result.measures,
+            measures={name: values.pop(name) for name in ("gauge",) if name in values} | result.measures,
             reasons={**reasons, **result.reasons},
             **values,
         )

@@ -49,6 +49,7 @@ def watch(
     batchnorm: Literal["train", "eval"] = "train",
     method: str = "exact",
     measures: Measures | None = None,
+    gauge: bool = False,
     steps_per_epoch: int | None = None,
     forward: Forward | None = None,
     partition_seed: int | None = 0,
@@ -79,6 +80,9 @@ def watch(
         batchnorm: ``train`` takes each evaluation batch's statistics (paper, footnote 5), ``eval`` the running ones.
         method: ``exact`` evaluates every point over all data.
         measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
+        gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
+            says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
+            floor of its segment, a bounce. One vector more.
         steps_per_epoch: updates an epoch, for the ``epoch`` column and schedules that count epochs.
         forward: ``forward(model, batch) -> (output, target)`` for batches that are no (input, target) pairs.
         partition_seed: of the permutation that is cut into evaluation batches; None keeps the data's order.
@@ -115,7 +119,7 @@ def watch(
         raise InputError("Segments need loss_fn and data to evaluate the full loss: pass both, or when=None.")
     optimizers = _optimizers(optimizer)
     parameters = _parameters(model, optimizers)
-    trajectory = Trajectory(parameters)
+    trajectory = Trajectory(parameters, gauge=gauge)
     evaluations, measuring = None, None
     if data is not None and loss_fn is not None:
         layers = batchnorm == "train" and bool(batchnorm_layers(bare_module(model)))
@@ -130,7 +134,7 @@ def watch(
             evaluate_on=evaluate_on,
             num_points=num_points,
         )
-    _check_measures(measures or {})
+    _check_measures(measures or {}, taken=("gauge",) if gauge else ())
     schedules = {"segment": _bound(when, steps_per_epoch)}
     functions: dict[str, Callable[[Here], Measured]] = {}
     for key, measure in (measures or {}).items():
@@ -154,6 +158,7 @@ def watch(
         "evaluate_on": evaluate_on,
         "steps_per_epoch": steps_per_epoch,
         "measures": sorted(functions),
+        "gauge": gauge,
         "kernel": trajectory.kernel.name,
     }
     info = {
@@ -262,9 +267,9 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def _check_measures(measures: Mapping[str, Any]) -> None:
+def _check_measures(measures: Mapping[str, Any], taken: tuple[str, ...]) -> None:
     for name, measure in measures.items():
-        if name in (*STEP_TABLE_COLUMNS, "step") or name.endswith("_reason"):
+        if name in (*STEP_TABLE_COLUMNS, "step", *taken) or name.endswith("_reason"):
             raise InputError(f"A measure cannot be named {name!r}, which is a column of its own: choose another name.")
         function = measure.measure if isinstance(measure, At) else measure
         if isinstance(function, type):

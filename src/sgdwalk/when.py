@@ -11,6 +11,7 @@ describe themselves in the run's record, and say before training starts when the
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 from sgdwalk.errors import InputError
@@ -125,6 +126,22 @@ def in_epochs(*epochs: int) -> When:
         return step // length + 1 in chosen
 
     return When(f"in_epochs{tuple(sorted(chosen))}", fires, needs_epochs=True)
+
+
+def one_in(k: int, *, seed: int = 0) -> When:
+    """Fire at one step of each k consecutive ones, drawn at random: a fair sample of the steps, spread evenly.
+
+    >>> import sgdwalk
+    >>> steps = [step for step in range(40) if sgdwalk.one_in(10)(step)]
+    >>> [step // 10 for step in steps]
+    [0, 1, 2, 3]
+    """
+    _positive("one_in(k): k", k)
+
+    def fires(step: int, _: int | None) -> bool:
+        return step % k == random.Random(f"sgdwalk, one in {k}, seed {seed}, block {step // k}").randrange(k)
+
+    return When(f"one_in({k}, seed={seed})", fires)
 
 
 def _chosen_epochs(name: str, epochs: tuple[int, ...]) -> frozenset[int]:

@@ -104,7 +104,7 @@ def barriers_by_epoch(run: sgdwalk.Run, epochs: Sequence[int]) -> Chart:
     else:
         bottom.text(0.5, 0.5, "no barrier in any watched epoch", ha="center", transform=bottom.transAxes, color=MUTED)
     for axis in (top, bottom):
-        _dress(axis)
+        dress(axis)
     said = ", ".join(f"epoch {epoch}: {int(count)}" for epoch, count in counts.dropna().items())
     return Chart(
         figure,
@@ -119,7 +119,7 @@ def _row(number: int, label: str) -> tuple[Figure, list]:
     axes = list(np.atleast_1d(figure.subplots(1, number)))
     axes[0].set_ylabel(label, color=MUTED)
     for axis in axes:
-        _dress(axis)
+        dress(axis)
     return figure, axes
 
 
@@ -135,7 +135,8 @@ def _legend(figure: Figure, axis) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
 
 
-def _dress(axis) -> None:
+def dress(axis) -> None:
+    """Thin rules, no frame: the look of every chart."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -8,7 +8,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 import sgdwalk
 
@@ -26,8 +28,15 @@ FINE_EVERY = 5
 """Of the segments that are compared, every fifth is measured at 100 intervals."""
 COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}
 """The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
+SAME_AS_BEFORE = (
+    *("dataset", "num_train", "image_divisor"),
+    *("network", "hidden", "blocks", "width_divisor", "dropout", "seed"),
+)
+"""What a training shares with the one whose weights it goes on from."""
 CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
+PART_CURVATURE_PASSES = 66
+"""What the spectral norm over a part costs, in forward passes over that part: some eleven Hessian-vector products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,9 @@ class Experiment:
     """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
     curvature_first: int | None = None
     """Measure curvature only in the first updates of epoch 1, this many (gd: of the whole run)."""
+    curvature_examples: int | None = None
+    """Measure the spectral norm over the first training examples, this many, at the first update of each epoch of
+    watch_epochs (sgd only); never where not given."""
     compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
     """Measure some watched segments in other ways too, side by side. ``authors``: every point over a fresh random
     partition of freshly augmented images, as the authors' code does, and θ_t four more times. ``eval``: with
@@ -106,6 +118,16 @@ class Experiment:
     """Compare in these epochs only, of those that are watched (sgd only)."""
     compare_first: int = 20
     """Of each of them, compare the first updates, this many (gd: of the whole run)."""
+    validate_every: int = 1
+    """Validate after every k-th epoch (gd: update), and after the last update."""
+    noise_factor: float = 0.0
+    """Add isotropic noise to every gradient: this share of the largest gradient variance at the initial weights; 0 adds
+    none. The paper's are 0.1 and 0.05."""
+    noise_reading: Literal["variance", "std"] = "variance"
+    """What that share is: the noise's ``variance``, as the paper says, or its standard deviation, ``std``, as which the
+    authors' public code uses it."""
+    after: Annotated[Experiment | None, tyro.conf.Suppress] = None
+    """Go on from where this training ended: from its weights, as a new walk. Of the same network and data."""
 
     def __post_init__(self) -> None:
         _check_choice("dataset", self.dataset, NUM_TRAIN)
@@ -121,6 +143,7 @@ class Experiment:
         _check_count("num_points", self.num_points, 2)
         _check_count("curvature_every", self.curvature_every, 1)
         _check_count("curvature_first", self.curvature_first, 1)
+        _check_count("curvature_examples", self.curvature_examples, 2, self.num_examples)
         _check_count("compare_first", self.compare_first, 1)
         _check_choice("network", self.network, ("mlp", "vgg11", "resnet"))
         _check_count("num_validation", self.num_validation, 1)
@@ -130,6 +153,7 @@ class Experiment:
         for comparison in self.compare:
             _check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
         self._check_images()
+        self._check_noise_and_start()
         for width in self.hidden:
             _check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
@@ -168,6 +192,28 @@ class Experiment:
                 f"vgg11 takes images of 32 or 64 pixels; {self.dataset} with image_divisor={divisor} has "
                 f"{self.image_size}."
             )
+
+    def _check_noise_and_start(self) -> None:
+        _check_count("validate_every", self.validate_every, 1)
+        _check_choice("noise_reading", self.noise_reading, ("variance", "std"))
+        _check_number("noise_factor", self.noise_factor, 0.0, math.inf)
+        if self.noise_factor and self.num_examples < 2 * AUTHORS_GD_BATCHES:
+            raise sgdwalk.InputError(
+                f"noise_factor={self.noise_factor} with {self.num_examples} training examples: the gradient's variance "
+                f"is that between {AUTHORS_GD_BATCHES} mini-batches, so take at least {2 * AUTHORS_GD_BATCHES}."
+            )
+        if self.after is not None:
+            unlike = [name for name in SAME_AS_BEFORE if getattr(self, name) != getattr(self.after, name)]
+            if unlike:
+                raise sgdwalk.InputError(
+                    f"after names a training with another {', another '.join(unlike)}: only one of the same network "
+                    "and data can be gone on from."
+                )
+
+    @property
+    def lineage(self) -> tuple[Experiment, ...]:
+        """The trainings that lead to this one, the first to be run first, and itself last."""
+        return (self,) if self.after is None else (*self.after.lineage, self)
 
     @property
     def image_size(self) -> int:
@@ -215,6 +261,12 @@ class Experiment:
             chosen &= sgdwalk.first_steps(self.curvature_first)
         return chosen.bind(None if self.algorithm == "gd" else self.steps_per_epoch)
 
+    def part_curvature_when(self) -> sgdwalk.When | None:
+        """The steps at which the spectral norm over a part of the examples is measured, or None."""
+        if self.curvature_examples is None or not self.watch_epochs:
+            return None
+        return sgdwalk.first_steps(1, epochs=self.watch_epochs).bind(self.steps_per_epoch)
+
     def compare_when(self) -> sgdwalk.When:
         """The steps whose segments are measured in other ways too, where any are named."""
         if self.algorithm == "gd":
@@ -234,6 +286,9 @@ class Experiment:
         share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
         when = self.curvature_when()
         curvature = CURVATURE_PASSES if when is not None and when(step) else 0
+        part_when = self.part_curvature_when()
+        if self.curvature_examples is not None and part_when is not None and part_when(step):
+            curvature += PART_CURVATURE_PASSES * self.curvature_examples / self.num_examples
         compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
         return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
 
@@ -252,6 +307,8 @@ class Experiment:
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
         }
+        if plain.get("after") is not None:
+            plain["after"] = cls.from_dict(plain["after"])
         return cls(**plain)
 
     @property
@@ -262,11 +319,15 @@ class Experiment:
         under which all stays as it was, leaves finished trainings what they are.
         """
         chosen = {name: value for name, value in self.to_dict().items() if value != _defaults()[name]}
+        if self.after is not None:
+            chosen["after"] = self.after.settings_hash
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """Where stored settings differ from these, one line a setting: what is stored, what was asked."""
         asked, stored = self.to_dict(), _defaults() | dict(settings)
+        if stored["after"] is not None:
+            stored["after"] = Experiment.from_dict(stored["after"]).to_dict()
         return [
             f"{name}: {stored[name]!r} in the run, {asked.get(name)!r} now"
             for name in sorted(stored)

@@ -74,16 +74,19 @@ class Figure:
     chart: Callable[[Runs], Chart] | None = None
     """The picture of what is no walk."""
     tables: tuple[Table, ...] = field(default=())
+    further_cuts: tuple[str, ...] = ()
+    """What this figure leaves out besides what its networks' trainings do at its scale."""
 
     @property
     def experiments(self) -> list[Experiment]:
-        """Every training once."""
-        return list(dict.fromkeys(experiment for each in self.trainings.values() for experiment in each))
+        """Every training once; before one that goes on from another, that other."""
+        shown = [experiment for each in self.trainings.values() for experiment in each]
+        return list(dict.fromkeys(one for experiment in shown for one in experiment.lineage))
 
     @property
     def cuts(self) -> list[str]:
         """What this scale leaves out, network by network."""
-        return list(dict.fromkeys(CUTS[self.scale][each] for each in self.architectures))
+        return list(dict.fromkeys([*(CUTS[self.scale][each] for each in self.architectures), *self.further_cuts]))
 
 
 def published_name(architecture: Architecture) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import table_figures, walk_figures
+from sgdwalk.paper import noise_figures, role_figures, table_figures, walk_figures
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
 FigureId = Literal[
     "fig1",
     "fig2",
+    "fig4",
+    "fig5",
     "fig8",
     "fig9",
     "fig10",
@@ -27,18 +29,26 @@ FigureId = Literal[
     "fig19",
     "fig20",
     "fig21",
+    "fig22",
+    "fig23",
+    "fig24",
+    "fig25",
+    "fig26",
     "table1",
     "table2",
+    "footnote6",
+    "roles",
 ]
 IDS: tuple[FigureId, ...] = get_args(FigureId)
 
+_MODULES = (walk_figures, table_figures, role_figures, noise_figures)
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
-    **walk_figures.FIGURES,
-    **table_figures.FIGURES,
+    id: make for module in _MODULES for id, make in module.FIGURES.items()
 }
 """Id -> what makes the figure at a scale."""
 
-TITLES: Mapping[FigureId, str] = {id: {**walk_figures.TITLES, **table_figures.TITLES}[id] for id in IDS}
+_TITLES = {id: title for module in _MODULES for id, title in module.TITLES.items()}
+TITLES: Mapping[FigureId, str] = {id: _TITLES[id] for id in IDS}
 """Id -> the figure in a few words, in the order in which they are listed."""
 
 

@@ -113,10 +113,17 @@ def reproduce_all(
 
 
 def missing_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experiment]:
-    """What some figures need and is not there or not finished; the most work first, so that the last ends early."""
+    """What some figures need and is not there or not finished; the most work first, so that the last ends early.
+
+    What others go on from counts with the most work of those.
+    """
     needed = dict.fromkeys(experiment for each in wanted for experiment in each.experiments)
     missing = [experiment for experiment in needed if not is_trained(trainings, experiment)]
-    return sorted(missing, key=lambda experiment: -experiment.work)
+
+    def work(experiment: Experiment) -> float:
+        return experiment.work + max((work(each) for each in missing if each.after == experiment), default=0.0)
+
+    return sorted(missing, key=lambda experiment: -work(experiment))
 
 
 def open_runs(wanted: Figure, trainings: Path) -> Runs:
@@ -191,7 +198,8 @@ def draw_chart(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
     if wanted.chart is None:
         return []
     chart = wanted.chart(runs)
-    label = "Ours, drawn like the paper's" if wanted.id == "fig8" else "The paper's numbers and ours"
+    label = "The paper's numbers and ours" if wanted.id.startswith("table") else "Ours, drawn like the paper's"
+    label = "Ours" if wanted.id == "roles" else label
     return [save(chart.figure, folder, wanted.id, label, chart.caption, chart.alternative, [])]
 
 

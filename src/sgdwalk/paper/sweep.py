@@ -94,6 +94,8 @@ def train_all(
 ) -> bool:
     """Bring every training to its end; those that were begun go on where they stood.
 
+    One that goes on from another waits for it. Where that other failed, its process finds so, and says it.
+
     Args:
         experiments: the trainings.
         folder: holds one run folder for each, named by ``training_name``, and beside it its process's messages. An
@@ -177,9 +179,12 @@ class _Asked:
                 stopping = stop()
                 if stopping:
                     self._stop()
-                while not stopping and self._waiting and (jobs is None or len(self._running) < jobs):
+                while not stopping and (jobs is None or len(self._running) < jobs):
+                    experiment = self._next()
+                    if experiment is None:
+                        break
                     busy = [attempt.execution for attempt in self._running]
-                    self._submit(self._waiting.popleft(), min(executions, key=busy.count), retries)
+                    self._submit(experiment, min(executions, key=busy.count), retries)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 ended = [attempt for attempt in self._running if attempt.future.done()]
                 self._tell_progress()
@@ -195,6 +200,15 @@ class _Asked:
         if self._failures and not stop():
             raise TrainingsFailed(self._failures, len(self._work))
         return not stop()
+
+    def _next(self) -> Experiment | None:
+        """The first that waits and goes on from no training that is waiting or running itself; it waits no more."""
+        pending = {*(each.name for each in self._running), *map(training_name, self._waiting)}
+        for experiment in self._waiting:
+            if experiment.after is None or training_name(experiment.after) not in pending:
+                self._waiting.remove(experiment)
+                return experiment
+        return None
 
     def _submit(self, experiment: Experiment, execution: Execution, retries: int) -> None:
         name = training_name(experiment)

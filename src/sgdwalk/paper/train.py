@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sgdwalk
-from sgdwalk.paper import record
+from sgdwalk.paper import noising, record
 from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
 from sgdwalk.paper.models import build
+from sgdwalk.paper.part_curvature import PartSpectralNorm
 from sgdwalk.paper.seeds import seed_for
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -32,6 +33,7 @@ def train(
     data: tuple[Split, Split],
     folder: Path,
     *,
+    after: Path | None = None,
     name: str | None = None,
     execution: Execution | None = None,
     resume: bool = False,
@@ -45,6 +47,7 @@ def train(
         experiment: the settings that decide the numbers.
         data: training and validation examples, from ``sgdwalk.paper.data.load``.
         folder: the run folder; it must not exist unless ``resume``.
+        after: the run folder of ``experiment.after``, where there is one; that training must be finished.
         name: what the run is called; the folder's name where not given.
         execution: threads, device, checkpoints.
         resume: go on from the newest checkpoint in ``folder``; the numbers are bitwise those of a run never stopped.
@@ -65,6 +68,9 @@ def train(
     model = build(experiment, tuple(training.inputs.shape[1:]), NUM_CLASSES[experiment.dataset]).to(execution.device)
     if experiment.network != "mlp":
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    measured = noising.measure(experiment, model, training)
+    if experiment.after is not None:
+        model.load_state_dict(last_weights(experiment.after, after))
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=experiment.learning_rate,
@@ -72,6 +78,7 @@ def train(
         weight_decay=experiment.weight_decay,
     )
     seed_everything(seed_for(experiment.seed, "training"))
+    noise = noising.added(optimizer, experiment, measured)
 
     with sgdwalk.watch(
         model,
@@ -87,9 +94,9 @@ def train(
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
         resume=resume,
         on_error="raise" if strict else "disable",
-        config=record.describe(experiment, remark(experiment, training)),
+        config=record.describe(experiment, remark(experiment, training)) | noising.describe(noise, measured),
     ) as walk:
-        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, execution)
+        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, noise, execution)
         start = checkpoints.restore(walk) if resume else 0
         work = WorkDone(experiment, start)
         for step in range(start, experiment.num_updates):
@@ -112,12 +119,28 @@ def train(
             walk.note(batch_loss=batch_loss)
             optimizer.step()
 
-            if position == experiment.steps_per_epoch - 1 or step == experiment.num_updates - 1:
+            epoch_ends = position == experiment.steps_per_epoch - 1 and (epoch + 1) % experiment.validate_every == 0
+            if epoch_ends or step == experiment.num_updates - 1:
                 loss, accuracy = validate(model, validation)
                 walk.note(validation_loss=loss, validation_accuracy=accuracy)
             progress(step + 1, experiment.num_updates, work.after(step))
         checkpoints.save(experiment.num_updates, walk)
     return True
+
+
+def last_weights(before: Experiment, folder: Path | None) -> dict[str, Tensor]:
+    """The model's state at the end of a training that another goes on from."""
+    if folder is None or not folder.joinpath("run.json").exists():
+        raise sgdwalk.InputError(f"{folder} holds no training to go on from: run that one first.")
+    run = sgdwalk.open_run(folder)
+    record.check_same_training(folder, run, before)
+    newest = sgdwalk.Checkpoints(folder / "checkpoints").load_newest()
+    if newest is None or newest[0] != before.num_updates or not record.is_finished(run):
+        raise sgdwalk.InputError(
+            f"{folder} is to be gone on from and is not finished: {len(run.steps):,} of its {before.num_updates:,} "
+            "updates are there, or its last checkpoint is not. Bring it to its end first."
+        )
+    return newest[1]["model"]
 
 
 def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[str, Any]:
@@ -130,6 +153,9 @@ def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[
         if experiment.algorithm == "sgd":
             chosen["batch_sharpness"] = sgdwalk.at(when, sgdwalk.BatchSharpness())
             chosen["noise_scale"] = sgdwalk.at(when, sgdwalk.GradientNoiseScale())
+    part_when = experiment.part_curvature_when()
+    if part_when is not None:
+        chosen["part_spectral_norm"] = sgdwalk.at(part_when, PartSpectralNorm(experiment, model, training))
     if experiment.compare and experiment.watch:
         chosen["compare"] = sgdwalk.at(experiment.compare_when(), Compare(experiment, model, training))
     return chosen
@@ -185,10 +211,18 @@ class Minibatches:
 class Checkpointing:
     """Saves the state before an update, with every random stream, and puts it back."""
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, execution: Execution):
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        noise: noising.Noise | None,
+        execution: Execution,
+    ):
         self._checkpoints = sgdwalk.Checkpoints(folder)
         self._model = model
         self._optimizer = optimizer
+        self._noise = noise
         self._every = execution.checkpoint_every
         self._saved_at = time.monotonic()
 
@@ -204,6 +238,8 @@ class Checkpointing:
             "walk": walk.state_dict(),
             "random": random_state(),
         }
+        if self._noise is not None:
+            state["noise"] = self._noise.state_dict()
         self._checkpoints.save(step, state)
         self._saved_at = time.monotonic()
 
@@ -218,6 +254,8 @@ class Checkpointing:
         self._optimizer.load_state_dict(state["optimizer"])
         walk.load_state_dict(state["walk"])
         set_random_state(state["random"])
+        if self._noise is not None:
+            self._noise.load_state_dict(state["noise"])
         return step
 
 

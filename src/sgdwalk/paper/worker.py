@@ -18,6 +18,7 @@ import sgdwalk
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.data import load
 from sgdwalk.paper.interrupt import StopOnSignal
+from sgdwalk.paper.sweep import training_name
 from sgdwalk.paper.task import STOPPED, Board
 from sgdwalk.paper.train import train
 
@@ -39,6 +40,7 @@ def main(request: str) -> int:
                 experiment,
                 load(experiment, None if asked["data_dir"] is None else Path(asked["data_dir"])),
                 folder,
+                after=None if experiment.after is None else folder.with_name(training_name(experiment.after)),
                 execution=Execution(**asked["execution"]),
                 resume=folder.joinpath("run.json").exists(),
                 strict=True,

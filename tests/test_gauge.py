@@ -1,0 +1,149 @@
+"""The gauge: d_{t-1}·g_t, what a mini-batch says of the slope at the end of the update before."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nets
+import sgdwalk
+from sgdwalk.sampling import mean_of_consecutive
+
+
+def quadratic(steps, rate, *, momentum=0.0, optimizer=torch.optim.SGD, **options):
+    """GD on θ²/2 with curvature 1 from θ = 3: every gauge is known on paper."""
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    model = nn.Module()
+    model.register_parameter("theta", parameter)
+    chosen = optimizer(model.parameters(), lr=rate, **({"momentum": momentum} if momentum else {}))
+    points, gradients = [], []
+    with sgdwalk.watch(model, chosen, None, None, when=None, gauge=True, on_error="raise", **options) as walk:
+        for _ in range(steps):
+            points.append(parameter.item())
+            chosen.zero_grad()
+            (parameter.square().sum() / 2).backward()
+            gradients.append(parameter.grad.item())
+            chosen.step()
+    points.append(parameter.item())
+    return walk.run, np.array(points), np.array(gradients)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.5])
+def test_on_a_quadratic_it_is_known_on_paper(rate):
+    run, _, _ = quadratic(6, rate)
+    gauge = run.steps["gauge"].to_numpy()
+    assert math.isnan(gauge[0])
+    assert run.steps["gauge_reason"].iloc[0] == "no update before the first"
+    # θ_t = (1 - η)^t θ_0, so d_{t-1}·g_t = -η θ_{t-1} (1 - η) θ_{t-1}: positive where η > 1, beyond the minimum.
+    before = 3.0 * (1 - rate) ** np.arange(5)
+    assert gauge[1:] == pytest.approx(-rate * (1 - rate) * before**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_it_takes_the_update_as_it_happened(optimizer):
+    momentum = 0.9 if optimizer is torch.optim.SGD else 0.0
+    run, points, gradients = quadratic(12, 0.1, momentum=momentum, optimizer=optimizer)
+    expected = np.diff(points)[:-1] * gradients[1:]
+    assert run.steps["gauge"].to_numpy()[1:] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_segments_agree_on_the_sign():
+    """Full-batch descent: the gauge is the slope at the segment's end itself, which the next two losses bracket."""
+    inputs, targets = torch.randn(64, 5, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 3
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+    loss_fn = nn.functional.cross_entropy
+    with sgdwalk.watch(model, optimizer, loss_fn, (inputs, targets), gauge=True, num_points=200) as walk:
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_fn(model(inputs), targets).backward()
+            optimizer.step()
+    losses = walk.run.segments.pivot(index="step", columns="alpha", values="loss").to_numpy()
+    slope = (1.5 * losses[:, -1] - 2 * losses[:, -2] + 0.5 * losses[:, -3]) * 200
+    assert walk.run.steps["gauge"].to_numpy()[1:] == pytest.approx(slope[:-1], rel=0.02, abs=1e-3)
+
+
+def test_training_is_bit_identical_and_a_resumed_walk_repeats_it():
+    def start():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        return model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+
+    def steps(model, optimizer, which):
+        for step in which:
+            generator = torch.Generator().manual_seed(step)
+            inputs, targets = torch.randn(8, 4, generator=generator), torch.arange(8) % 2
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    bare, bare_optimizer = start()
+    steps(bare, bare_optimizer, range(10))
+    watching = {"when": None, "gauge": True, "on_error": "raise"}
+    model, optimizer = start()
+    with sgdwalk.watch(model, optimizer, None, None, **watching) as whole:
+        steps(model, optimizer, range(10))
+    nets.assert_identical(model.state_dict(), bare.state_dict())
+
+    model, optimizer = start()
+    with sgdwalk.watch(model, optimizer, None, None, **watching) as first:
+        steps(model, optimizer, range(6))
+        state = first.state_dict()
+    with sgdwalk.watch(model, optimizer, None, None, **watching) as rest:
+        rest.load_state_dict(state)
+        steps(model, optimizer, range(6, 10))
+    assert rest.run.steps["gauge"].equals(whole.run.steps["gauge"])
+
+
+def test_parameters_changed_in_between_leave_it_undefined():
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    model = nn.Module()
+    model.register_parameter("theta", parameter)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True) as walk:
+        for step in range(4):
+            if step == 2:
+                parameter.data.mul_(0.5)
+            parameter.grad = torch.ones(1)
+            optimizer.step()
+    assert walk.run.steps["gauge"].isna().tolist() == [True, False, True, False]
+    assert "changed" in walk.run.steps["gauge_reason"].loc[2]
+
+
+def test_epochs_have_a_mean_with_an_interval():
+    run, _, _ = quadratic(20, 1.5, steps_per_epoch=10)
+    table = sgdwalk.analysis.gauge_epochs(run)
+    assert table["positive_share"].tolist() == [1.0, 1.0]
+    assert table["undefined"].tolist() == [1, 0]
+    assert table.loc[1, "mean_gauge"] == pytest.approx(run.steps["gauge"].iloc[:10].mean())
+    assert (table["gauge_low"] < table["mean_gauge"]).all()
+    with pytest.raises(sgdwalk.InputError, match="gauge=True"):
+        sgdwalk.analysis.gauge_epochs(sgdwalk.Run(run.info, []))
+
+
+def test_batch_means_cover_a_series_with_memory():
+    """AR(1) with correlation 0.5: independent-neighbour intervals would miss a third of the time."""
+    generator = np.random.default_rng(3)
+    missed = naive = 0
+    for _ in range(400):
+        noise = generator.standard_normal(450)
+        series = np.empty(450)
+        series[0] = noise[0]
+        for t in range(1, 450):
+            series[t] = 0.5 * series[t - 1] + noise[t]
+        found = mean_of_consecutive(series)
+        missed += not found.low <= 0 <= found.high
+        naive += abs(series.mean()) > 1.96 * series.std() / math.sqrt(450)
+    assert missed < 0.1 * 400
+    assert naive > 0.2 * 400
+
+
+def test_a_measure_of_that_name_is_refused():
+    data = torch.randn(8, 2), torch.zeros(8, 1)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(sgdwalk.InputError, match="gauge"):
+        sgdwalk.watch(model, optimizer, nn.MSELoss(), data, gauge=True, measures={"gauge": lambda here: 0.0})
