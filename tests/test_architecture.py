@@ -42,7 +42,7 @@ LAYERS = [
     {"walk"},
     {"watching"},
     {"paper"},
-    {"terminal"},
+    {"terminal", "sweep_command"},
     {"cli"},
     {"__main__"},
 ]
@@ -74,7 +74,7 @@ READING = {
         "svg",
         "report_figures",
     ),
-    *("report_tables", "report", "terminal", "cli"),
+    *("report_tables", "report", "terminal", "sweep_command", "cli"),
 }
 """Modules that import no torch, nor any module that does."""
 

@@ -20,6 +20,7 @@ import torch
 import sgdwalk
 import synthetic
 from sgdwalk import cli, rows, run, valley, watching
+from sgdwalk.paper.grid import read_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,7 +59,16 @@ def test_no_fence_has_an_unknown_language():
     for page in PAGES:
         opened = re.findall(r"^```(\S*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert len(opened) % 2 == 0, page
-        assert set(opened[::2]) <= {"python", "console", "text", "json", "sql"}, page
+        assert set(opened[::2]) <= {"python", "console", "text", "json", "sql", "toml"}, page
+
+
+def test_every_sweep_shown_is_one(tmp_path):
+    shown = [text for _, text in blocks(ROOT / "docs" / "sweeps.md", "toml")]
+    for text in shown:
+        (tmp_path / "sweep.toml").write_text(text)
+        read_grid(tmp_path / "sweep.toml")
+    (tmp_path / "sweep.toml").write_text(shown[0])
+    assert len(read_grid(tmp_path / "sweep.toml").experiments) == 18  # as the page says
 
 
 def modules() -> list[str]:

@@ -60,7 +60,7 @@ def test_an_installed_wheel_runs_the_command_line(wheel, tmp_path):
         check=True,
     )
     assert "usage: sgdwalk" in done.stdout
-    for command in ("run", "reproduce", "report", "show", "list"):
+    for command in ("run", "reproduce", "sweep", "report", "show", "list"):
         assert command in done.stdout
     where = subprocess.run(
         [sys.executable, "-c", "import sgdwalk; print(sgdwalk.__file__)"],

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pandas as pd
@@ -19,6 +20,7 @@ from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.models import build
 from sgdwalk.paper.run import judge, missing_trainings, open_runs, reproduce
 from sgdwalk.paper.sweep import is_trained, train_all, training_name
+from sgdwalk.paper.task import Outcome
 from sgdwalk.paper.train import train
 from storing import python
 
@@ -122,19 +124,24 @@ def test_the_rate_is_timed_on_the_network_itself(monkeypatch):
     assert num_parameters > 10_000
 
 
-def test_trainings_are_dealt_out_to_the_least_busy_device(tmp_path, monkeypatch):
+def test_trainings_are_dealt_out_to_the_least_busy_device(tmp_path):
     started = []
-    original = sweep._Training
 
-    def note(experiment, folder, data_dir, execution):
-        started.append(execution.num_threads)  # stands for a device
-        return original(experiment, folder, data_dir, execution)
+    class Executor:
+        def submit(self, task):
+            started.append(task.execution.num_threads)  # stands for a device
+            future = Future()
+            if len(started) > 1:  # the first goes on and on
+                future.set_result(Outcome("finished"))
+            if len(started) == 3:
+                first.set_result(Outcome("finished"))
+            return first if len(started) == 1 else future
 
-    monkeypatch.setattr(sweep, "_Training", note)
+    first = Future()
     experiments = [replace(TINY, seed=seed) for seed in range(3)]
-    assert train_all(experiments, tmp_path, jobs=2, executions=[Execution(num_threads=1), Execution(num_threads=2)])
-    assert started[:2] == [1, 2]
-    assert len(started) == 3
+    executions = [Execution(num_threads=1), Execution(num_threads=2)]
+    assert train_all(experiments, tmp_path, jobs=2, executions=executions, executor=Executor())
+    assert started == [1, 2, 2]
 
 
 def test_a_page_is_replaced_as_a_whole(smoke, no_training):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
     from sgdwalk.isotropic import isotropic_noise
+    from sgdwalk.lock import forget_writer
     from sgdwalk.max_variance import max_gradient_variance
     from sgdwalk.measures import Undefined, at
     from sgdwalk.noise import gradient_noise, gradient_second_moment
@@ -55,6 +56,7 @@ _HOME = {
     "eigenpairs": "curvature",
     "every": "when",
     "first_steps": "when",
+    "forget_writer": "lock",
     "gauss_newton": "curvature",
     "gradient_noise": "noise",
     "gradient_noise_scale": "noise_scale",
@@ -107,6 +109,7 @@ __all__ = [
     "every",
     "figures",
     "first_steps",
+    "forget_writer",
     "gauss_newton",
     "gradient_noise",
     "gradient_noise_scale",

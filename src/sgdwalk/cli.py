@@ -23,6 +23,7 @@ import sgdwalk
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.registry import FigureId
 from sgdwalk.paper.trainings import Scale
+from sgdwalk.sweep_command import Sweep, complain, say_how_to_go_on, tell_cost
 from sgdwalk.text import plain
 
 INTERRUPTED = 130
@@ -190,28 +191,14 @@ class Reproduce:
 
     def _tell_cost(self, ids: Sequence[FigureId], file: TextIO | None = None) -> int:
         """Print the missing trainings with time and disk."""
-        from sgdwalk.paper.estimate import estimate
-        from sgdwalk.paper.progress import duration
         from sgdwalk.paper.registry import figure
         from sgdwalk.paper.run import missing_trainings, undecided_trainings
-        from sgdwalk.paper.sweep import training_name
 
         wanted = [figure(id, self.scale) for id in ids]
         missing = missing_trainings(wanted, self.out / "trainings")
         undecided = undecided_trainings(wanted, self.out / "trainings")
-        found = estimate([*missing, *undecided], self.device[0])
-        for number, each in enumerate(found):
-            name = training_name(each.experiment) if number < len(missing) else "one that these decide"
-            print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
-        seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
         jobs = len(self.device) if self.jobs is None else self.jobs
-        longest = max((each.seconds for each in found), default=0.0)
-        print(
-            f"{len(found)} trainings are missing: {duration(seconds)} of work on {self.device[0]} as timed just now, "
-            f"{duration(max(longest, seconds / jobs))} with {jobs} at a time if they do not slow each other down; "
-            f"{size / 1e9:.2f} GB of disk in {plain(self.out)}.",
-            file=file,
-        )
+        tell_cost(missing, Execution(device=self.device[0]), jobs, self.out, file, undecided)
         return 0
 
 
@@ -284,6 +271,7 @@ class List:
 COMMANDS = {
     "run": Run,
     "reproduce": Reproduce,
+    "sweep": Sweep,
     "report": Report,
     "show": Show,
     "list": List,
@@ -291,6 +279,7 @@ COMMANDS = {
 Command = (
     Annotated[Run, tyro.conf.subcommand("run", description="Train a network and watch it walk.")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce", description="Reproduce figures and tables of the paper.")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep", description="Train over a grid of settings and seeds.")]
     | Annotated[Report, tyro.conf.subcommand("report", description="Make one HTML file of one or more runs.")]
     | Annotated[Show, tyro.conf.subcommand("show", description="Show a run in the terminal.")]
     | Annotated[List, tyro.conf.subcommand("list", description="List what can be reproduced, and runs.")]
@@ -324,16 +313,11 @@ def main(args: Sequence[str] | None = None) -> int:
             return 1
 
 
-def parse(args: Sequence[str]) -> Run | Reproduce | Report | Show | List:
+def parse(args: Sequence[str]) -> Run | Reproduce | Sweep | Report | Show | List:
     """The command that the arguments describe."""
     if args and args[0] in COMMANDS:
         return tyro.cli(COMMANDS[args[0]], prog=f"sgdwalk {args[0]}", args=args[1:])
     return tyro.cli(Command, prog="sgdwalk", description=DESCRIPTION, args=args)  # pyright: ignore[reportArgumentType]
-
-
-def complain(message: str) -> None:
-    """Say something on stderr, inert whatever names it quotes."""
-    print(plain(message, limit=2_000), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -350,12 +334,6 @@ def warnings_as_complaints() -> Iterator[None]:
             yield
         finally:
             logger.removeHandler(handler)
-
-
-def say_how_to_go_on(what: str, command: str) -> None:
-    """Tell on stderr what was kept and the command that continues."""
-    complain(f"{what}. Go on with:")
-    complain(f"  {command}")
 
 
 if __name__ == "__main__":

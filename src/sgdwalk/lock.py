@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,36 @@ def is_held(folder: Path) -> bool:
     except OSError as error:
         return error.errno in (errno.EACCES, errno.EAGAIN)
     return False
+
+
+def forget_writer(folder: str | Path, patience_seconds: float = 60.0) -> None:
+    """Free a run folder of a writer that is known to have ended, whichever host it was on.
+
+    ``watch`` takes over what a dead process of the same host left behind; the lock of another host it refuses, because
+    it cannot tell. Whoever can, such as a scheduler that lost a machine, calls this before the run is gone on with.
+
+    Args:
+        folder: a run folder, or one that is not there yet.
+        patience_seconds: wait so long for a process that is only just ending.
+
+    Raises:
+        RunFolderError: a process still writes the folder after that time.
+
+    >>> import tempfile
+    >>> forget_writer(tempfile.mkdtemp())
+    """
+    path = Path(os.path.realpath(folder)) / LOCK_FILE
+    patient_until = time.monotonic() + patience_seconds
+    while is_held(Path(folder)):
+        if time.monotonic() >= patient_until:
+            raise RunFolderError(
+                f"{folder} is still being written, {patience_seconds:g} s after its writer was taken for dead: "
+                "end that process, or wait for its end."
+            )
+        time.sleep(0.1)
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
 
 
 def _take(descriptor: int, folder: Path, path: Path) -> None:

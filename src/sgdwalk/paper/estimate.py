@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +23,10 @@ BYTES_PER_POINT = 60
 VECTORS_IN_A_CHECKPOINT = 6
 """Parameters, θ_0, θ_t, the last gradient, buffers and more."""
 CHECKPOINTS_KEPT = 2
+SPEED_SETTINGS = (
+    *("dataset", "num_train", "image_divisor", "network", "hidden", "blocks", "width_divisor", "dropout", "batch_size"),
+)
+"""What decides how fast a network's forward pass is: those alike in it are timed once."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Estimate:
 def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads: int = 1) -> list[Estimate]:
     """Time a few forward passes of each network, and scale to the whole work.
 
-    Backward counts twice forward (``Experiment.passes``). Loading data and writing pages is left out.
+    Backward counts twice forward (``Experiment.passes``). Starting the process, loading data and writing pages is left
+    out.
 
     Args:
         experiments: the trainings.
@@ -47,35 +54,7 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
     speeds: dict[Experiment, tuple[float, int]] = {}
     found = []
     for experiment in experiments:
-        alike = replace(
-            experiment,
-            seed=0,
-            learning_rate=0.1,
-            schedule="constant",
-            peak_rate=None,
-            cycles=1,
-            decay=0.1,
-            target_height=None,
-            epochs=1,
-            watch_epochs=(),
-            watch_first=None,
-            compare=(),
-            compare_epochs=(),
-            algorithm="sgd",
-            watch=False,
-            gd_gradient="mean",
-            curvature_every=None,
-            curvature_examples=None,
-            spectral_epochs=(),
-            spectral_examples=None,
-            spectral_compare_epochs=(),
-            decomposition_steps=(),
-            steps=None,
-            validate_every=1,
-            noise_factor=0.0,
-            noise_reading="variance",
-            after=None,
-        )
+        alike = Experiment(**{name: getattr(experiment, name) for name in SPEED_SETTINGS})
         if alike not in speeds:
             speeds[alike] = _examples_per_second(alike, device)
         rate, num_parameters = speeds[alike]
@@ -87,6 +66,13 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
         kept = 4 * num_parameters * (1 + CHECKPOINTS_KEPT * VECTORS_IN_A_CHECKPOINT)
         found.append(Estimate(experiment, experiment.work / rate, written + kept))
     return found
+
+
+def start_seconds() -> float:
+    """What a process takes until it trains, most of it for importing torch; measured with one."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch._dynamo, sgdwalk.paper.worker"], check=True)
+    return time.perf_counter() - start
 
 
 @torch.no_grad()

@@ -1,14 +1,17 @@
-"""One training in a process of its own, for ``reproduce``: ``python -m sgdwalk.paper.worker REQUEST``.
+"""One training in a process of its own, for a ``Task``: ``python -m sgdwalk.paper.worker REQUEST``.
 
-REQUEST is a JSON object: experiment, execution, folder, data_dir. Progress goes to stdout, one JSON list a line. Ends
-with 0 when the training came to its end, with 130 or 143 when a signal ended it, and with 1 on an error.
+REQUEST is a JSON object: experiment, execution, folder, data_dir, board. Progress goes to the board. Ends with 0 when
+the training came to its end, with 130 or 143 when it was asked to stop or lost its parent, and with 1 on an error.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import sgdwalk
@@ -16,7 +19,11 @@ from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.data import load
 from sgdwalk.paper.interrupt import StopOnSignal
 from sgdwalk.paper.sweep import training_name
+from sgdwalk.paper.task import STOPPED, Board
 from sgdwalk.paper.train import train
+
+SECONDS_BETWEEN_LOOKS = 0.2
+"""How often a training looks at the board, and writes on it."""
 
 
 def main(request: str) -> int:
@@ -24,15 +31,9 @@ def main(request: str) -> int:
     asked = json.loads(request)
     experiment = Experiment.from_dict(asked["experiment"])
     folder = Path(asked["folder"])
-    parent_gone = False
-
-    def report(num_done: int, num_updates: int, fraction: float) -> None:
-        nonlocal parent_gone
-        try:
-            os.write(sys.stdout.fileno(), json.dumps([num_done, num_updates, fraction]).encode() + b"\n")
-        except BrokenPipeError:
-            parent_gone = True
-
+    wishes = Wishes(Board(Path(asked["board"])), folder.name)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # SLURM's notice, which submitit answers in the parent
     with StopOnSignal() as stop:
         try:
             finished = train(
@@ -43,13 +44,46 @@ def main(request: str) -> int:
                 execution=Execution(**asked["execution"]),
                 resume=folder.joinpath("run.json").exists(),
                 strict=True,
-                stop=lambda: stop() or parent_gone,
-                progress=report,
+                stop=lambda: stop() or wishes.stop(),
+                progress=wishes.report,
             )
         except sgdwalk.SgdwalkError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    return 0 if finished else stop.exit_code or 1
+    return 0 if finished else stop.exit_code or max(STOPPED)
+
+
+class Wishes:
+    """What the parent and the board say: looked up now and then, since a training may make thousands of updates a
+    second."""
+
+    def __init__(self, board: Board, name: str):
+        self._board = board
+        self._name = name
+        self._looked = self._wrote = -SECONDS_BETWEEN_LOOKS
+        self._closed = False
+        self._parent_gone = threading.Event()
+        threading.Thread(target=self._wait_for_parent, daemon=True).start()
+
+    def stop(self) -> bool:
+        """Whether to save the state and end."""
+        now = time.monotonic()
+        if now - self._looked >= SECONDS_BETWEEN_LOOKS:
+            self._looked = now
+            self._closed = not self._board.is_open()
+        return self._closed or self._parent_gone.is_set()
+
+    def report(self, num_done: int, num_updates: int, fraction: float) -> None:
+        """Say how far the training is."""
+        now = time.monotonic()
+        if now - self._wrote >= SECONDS_BETWEEN_LOOKS or num_done == num_updates:
+            self._wrote = now
+            self._board.write(self._name, num_done, num_updates, fraction)
+
+    def _wait_for_parent(self) -> None:
+        """Stdin is a pipe that nothing is written to: it ends when the parent does."""
+        os.read(0, 1)
+        self._parent_gone.set()
 
 
 if __name__ == "__main__":
