@@ -111,7 +111,7 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"**{summary(list(results.values()))}** A statement holds where at least half of the verdicts that could be had"
     yield "support it and none contradicts it, fails where it is the other way round, and holds in part where some support and"
     yield "some contradict it. It is judged once for each figure, network and reading that it is made of. Thresholds were set"
-    yield "before the trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/*_claims.py`."
+    yield "before these trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/*_claims.py`."
     yield ""
     yield "| statement | in all | verdicts |"
     yield "|---|---|---|"
@@ -139,6 +139,10 @@ def section(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"The paper: “{result['published']}”"
     yield ""
+    for deviation in result["deviations"]:
+        yield f"- {deviation}"
+    if result["deviations"]:
+        yield ""
     for table in result["tables"]:
         yield f"**{table['title']}.** {table['text']}"
         yield ""

@@ -30,6 +30,12 @@ DEVIATIONS = (
 )
 """How our setting differs from the paper's at every scale."""
 
+PILOTED = (
+    "Some thresholds, and the length of the trainings, were set after short pilot trainings of one seed had been "
+    "looked at; the trainings that are judged here were made after that."
+)
+"""Said of figures for which it is so."""
+
 Runs = Mapping[str, Sequence[sgdwalk.Run]]
 """By role, one a seed."""
 

@@ -254,6 +254,7 @@ def as_result(wanted: Figure, runs: Runs, judged: list[Judged]) -> dict[str, Any
         "title": wanted.title,
         "published": wanted.published,
         "cuts": wanted.cuts,
+        "deviations": list(wanted.deviations),
         "remarks": remarks(runs),
         "tables": [{"name": table.name, "title": table.title, "text": table.text} for table in wanted.tables],
         "claims": [as_row(each) for each in judged],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from sgdwalk.paper import decomposition_claims, spectral_charts, spectral_claims, spectral_tables
-from sgdwalk.paper.figure import Figure, Table, published_name
+from sgdwalk.paper.figure import PILOTED, Figure, Table, published_name
 from sgdwalk.paper.spectral_trainings import (
     DECOMPOSITION_CUT,
     LAST_EPOCH,
@@ -65,6 +65,7 @@ def _spectral_figure(id: str, architecture: Architecture, learning_rate: float, 
             ),
         ),
         cut=f"{CUTS[scale][architecture]} {SPECTRAL_CUT}" if scale == "small" else "",
+        deviations=(PILOTED,),
     )
 
 
@@ -100,6 +101,7 @@ def _equation_3(scale: Scale) -> Figure:
             ),
         ),
         cut="" if scale == "smoke" else DECOMPOSITION_CUT,
+        deviations=(PILOTED,),
     )
 
 
