@@ -24,7 +24,7 @@ LAYERS = [
     {"figures", "svg"},
     {"report_figures", "report_tables"},
     {"report"},
-    {"isolation", "params", "data", "kernels", "state", "eigensolver", "draws"},
+    {"isolation", "params", "data", "fused_loops", "kernels", "state", "eigensolver", "draws"},
     {"distributions"},
     {"replica", "trajectory", "checkpoints"},
     {"objective"},
