@@ -20,7 +20,7 @@ import pandas as pd
 
 from sgdwalk.paper.figure import DEVIATIONS
 from sgdwalk.paper.overview import VERDICTS, count, statements, summary
-from sgdwalk.paper.registry import IDS
+from sgdwalk.paper.registry import IDS, TITLES
 from sgdwalk.paper.run import as_cells
 
 DOCS = Path(__file__).parent
@@ -129,6 +129,8 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         counts = count(result)
         total += counts
         yield f"| {id} | {result['title'].partition(': ')[2]} | {' | '.join(str(counts[each]) for each in VERDICTS)} |"
+    for id in [id for id in IDS if id not in results]:
+        yield f"| {id} | {TITLES[id].partition(': ')[2]}: **not run yet** | | | | |"
     yield f"| all | | {' | '.join(f'**{total[each]}**' for each in VERDICTS)} |"
     yield ""
 
