@@ -92,7 +92,7 @@ class CertifiedSegments:
         self._num_points, self._tolerance, self._barriers, self._seed = num_points, tolerance, barriers, seed
         self._kept: list[Floats] | None = None
         self._spreads: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
-        self._pass: Passage | None = None
+        self.passage: Passage | None = None
         self._gave_up = ""
 
     def forget(self) -> None:
@@ -126,7 +126,7 @@ class CertifiedSegments:
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._kept = self._pass = None
+                self._kept = self.passage = None
                 self._gave_up = "the outputs do not fit into memory"
         return self._exact(start, end, known_start, None, 0, self._gave_up)
 
@@ -140,13 +140,13 @@ class CertifiedSegments:
         exactly: str,
     ) -> Certified:
         remarks = []
-        if self._pass is None:
+        if self.passage is None:
             lerp_into(self._full_loss.site.targets, start, end, 0.0)
             source, why = source_of(self._full_loss)
             if why:
                 remarks.append(("loss_interpolated", f"Along segments the loss itself is interpolated, since {why}."))
-            self._pass = Passage(source, units_of(source), self._num_points)
-        here = self._pass
+            self.passage = Passage(source, units_of(source), self._num_points)
+        here = self.passage
         here.begin(start, end)
         known_start, chord, signs, last = here.ends(self._kept, known_start)
         self._kept = here.kept
@@ -183,9 +183,9 @@ class CertifiedSegments:
     def _estimated(
         self, start: Sequence[Tensor], end: Sequence[Tensor], first: LossSums, last: LossSums, outcome: Outcome
     ) -> Certified:
-        assert self._pass is not None
+        assert self.passage is not None
         losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-        examples = self._pass.examples
+        examples = self.passage.examples
         if self._barriers == "exact" and barrier(losses, halfwidths).item() is None:
             highest = max(losses[0], losses[-1])
             doubtful = [k for k in range(1, self._num_points) if losses[k] + halfwidths[k] > highest]

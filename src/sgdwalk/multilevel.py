@@ -30,6 +30,10 @@ GROWTH = 3
 """The second look has so many times the units of the first: fixed, so that its interval holds whatever that saw."""
 AIM = 0.75
 """Share of the tolerated half-width that the first look is planned for."""
+PLANNED_FOR = 0.75
+"""Share of the steps remembered whose spread between units the first look is planned for."""
+OUTSTANDING = 5.0
+"""Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
 FEWEST = 6
 """Units drawn at random for the second level, at least; the first level has twice as many."""
 
@@ -150,7 +154,7 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
     sizes = smallest(num_units)
     if not spreads:
         return sizes
-    spread1, spread2 = np.sqrt((np.asarray(spreads) ** 2).mean(axis=0))
+    spread1, spread2 = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
     cost = max(1, num_points - 2)  # evaluations of a unit at the second level for one at the first
     first, second = sizes.first, sizes.second
     for _ in range(4):  # the quantile depends on the sizes
@@ -160,7 +164,24 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
         common = (spread1 + math.sqrt(cost) * spread2) / (wanted + (spread1**2 + spread2**2) / num_units)
         second = max(sizes.second, math.ceil(spread2 * common / math.sqrt(cost)))
         first = max(sizes.first, math.ceil(spread1 * common), second)
-    return Sizes(-(-second // 3), first, second)
+    sizes = Sizes(-(-second // 3), first, second)
+    # Where so many would be needed, look at few: they may be enough, and if not, what they show is what to plan by.
+    return sizes if fits(sizes, num_units) else smallest(num_units)
+
+
+def fits(sizes: Sizes, num_units: int) -> bool:
+    """Whether a sample of these sizes can be drawn, and costs clearly less than the exact losses."""
+    return 2 * (sizes.certain + sizes.second) <= num_units and sizes.certain + sizes.first <= num_units
+
+
+def outstanding(signs: Array) -> int:
+    """How many units stand out by their signs: a sample would hardly meet them, and they may hold most of the error.
+
+    >>> import numpy as np
+    >>> outstanding(np.array([1.0] * 97 + [9.0, 9.0, 2.0])), outstanding(np.ones(100))
+    (2, 0)
+    """
+    return min(int((signs > OUTSTANDING * np.median(signs)).sum()), len(signs) // 40)
 
 
 def certify(
@@ -188,10 +209,11 @@ def certify(
         What was found, or None where the sample would be more than half of the units: the exact losses cost no more.
     """
     num_units, num_points = len(signs), len(chord) - 1
+    sizes = sizes._replace(certain=max(sizes.certain, outstanding(signs)))
+    if not fits(sizes, num_units):
+        return None
     order = np.argsort(-signs, kind="stable")
     certain, drawn = order[: sizes.certain], random.permutation(order[sizes.certain :])
-    if 2 * (sizes.certain + sizes.second) > num_units or sizes.first > len(drawn):
-        return None
     surely = np.zeros_like(chord)
     first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
     outcome = None
@@ -212,7 +234,7 @@ def certify(
             return outcome
         if look == 1:
             grown = Sizes(len(certain), min(len(drawn), n1 * GROWTH), min(len(drawn), n2 * GROWTH))
-            if 2 * (grown.certain + grown.second) > num_units or not _promises(outcome, grown, num_points):
+            if not fits(grown, num_units) or not _promises(outcome, grown, num_units, num_points):
                 return outcome
     return outcome
 
@@ -229,17 +251,17 @@ def _outcome(
     height = (losses[0] - floor + losses[-1] - floor) / 2
     tolerated = max(tolerance * height, 4 * loss_noise)
     accepted = bool((high - low) / 2 <= tolerated)
-    # Only where the floor may be does the spread between units matter.
-    where = (losses - halfwidths <= high) & (halfwidths > 0)
+    # Where no point inside can be the floor the height is known, however much the units differ.
+    inside = bool(((losses - halfwidths)[interior] <= high).any())
     spread = [
-        num_random * float(level.std(axis=0, ddof=1)[where].max(initial=0.0)) / max(tolerated, 1e-300)
+        num_random * float(level.std(axis=0, ddof=1).max()) / tolerated if inside and tolerated > 0 else 0.0
         for level in (first, second)
     ]
     return Outcome(losses, halfwidths, look, accepted, (spread[0], spread[1]))
 
 
-def _promises(outcome: Outcome, sizes: Sizes, num_points: int) -> bool:
+def _promises(outcome: Outcome, sizes: Sizes, num_units: int, num_points: int) -> bool:
     """Whether a look of these sizes can be expected to be accepted, judged by the spread seen."""
-    spread1, spread2 = outcome.spread
-    variance = spread1**2 / sizes.first + spread2**2 / sizes.second
+    (spread1, spread2), all_units = outcome.spread, num_units - sizes.certain
+    variance = spread1**2 * (1 / sizes.first - 1 / all_units) + spread2**2 * (1 / sizes.second - 1 / all_units)
     return float(quantile(sizes.second - 1, num_points - 1)) * math.sqrt(variance) <= 1.5
