@@ -29,7 +29,7 @@ from sgdwalk.params import ParameterVector
 from sgdwalk.replica import Replica
 
 OUT = Path(__file__).parent / "unit_losses.npz"
-BEFORE = 5
+BEFORE = 4
 """Steps before the one kept that are watched too."""
 
 
@@ -114,6 +114,7 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
     data = evaluation_data((inputs, targets), evaluation, 0, batchnorm=True)
     loss = FullLoss(Replica(model, vector, "train"), data, loss_fn, None)
     segments = CertifiedSegments(loss, 10, 0.05, "estimated", 0)
+    known = None
     last = 30 if when == "early" else late
     for step in range(last + 1):
         rows = torch.randint(len(inputs), (batch,))
@@ -126,13 +127,14 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
             continue
         with loss.evaluating():
             if step < last:
-                found = segments.measure(vector.views(start), loss.site.here, None, step=step, loss_noise=2e-8)
+                found = segments.measure(vector.views(start), loss.site.here, known, step=step, loss_noise=2e-8)
                 assert math.isfinite(found.points[5].loss), (name, when, step)
+                known = found.end
                 continue
             passage = segments.passage
             assert passage is not None
             passage.begin(vector.views(start), loss.site.here)
-            first, chord, signs, end = passage.ends(None, None)
+            first, chord, signs, end = passage.ends(segments.kept, known)
             chord = chord / sum(end.counts)
             chord[0], chord[-1] = first.mean, end.mean
             units = np.arange(len(passage.units))

@@ -90,14 +90,14 @@ class CertifiedSegments:
     def __init__(self, full_loss: FullLoss, num_points: int, tolerance: float, barriers: str, seed: int):
         self._full_loss = full_loss
         self._num_points, self._tolerance, self._barriers, self._seed = num_points, tolerance, barriers, seed
-        self._kept: list[Floats] | None = None
+        self.kept: list[Floats] | None = None
         self._spreads: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self.passage: Passage | None = None
         self._gave_up = ""
 
     def forget(self) -> None:
         """The next segment starts elsewhere: no output is known there."""
-        self._kept = None
+        self.kept = None
 
     def measure(
         self,
@@ -119,14 +119,14 @@ class CertifiedSegments:
             exactly: why this segment is to be evaluated exactly in any case; empty where it is not.
         """
         if known_start is None:
-            self._kept = None
+            self.kept = None
         if not self._gave_up:
             try:
                 return self._measure(start, end, known_start, step, loss_noise, exactly)
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._kept = self.passage = None
+                self.kept = self.passage = None
                 self._gave_up = "the outputs do not fit into memory"
         return self._exact(start, end, known_start, None, 0, self._gave_up)
 
@@ -148,8 +148,8 @@ class CertifiedSegments:
             self.passage = Passage(source, units_of(source), self._num_points)
         here = self.passage
         here.begin(start, end)
-        known_start, chord, signs, last = here.ends(self._kept, known_start)
-        self._kept = here.kept
+        known_start, chord, signs, last = here.ends(self.kept, known_start)
+        self.kept = here.kept
         count = math.fsum(last.counts)
         losses = chord / count
         losses[0], losses[-1] = known_start.mean, last.mean
@@ -223,14 +223,14 @@ class CertifiedSegments:
         return Certified(points, losses[0], losses[-1], 3, len(alphas), examples, why, losses)
 
     def state_dict(self) -> dict[str, Any]:
-        kept = None if self._kept is None else [[tensor.clone() for tensor in batch] for batch in self._kept]
+        kept = None if self.kept is None else [[tensor.clone() for tensor in batch] for batch in self.kept]
         return {"spreads": [list(spread) for spread in self._spreads], "outputs": kept, "gave_up": self._gave_up}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._spreads = deque([(float(one), float(other)) for one, other in state["spreads"]], maxlen=REMEMBERED)
         device = self._full_loss.site.vector.device
         kept = state["outputs"]
-        self._kept = None if kept is None else [[tensor.to(device, copy=True) for tensor in batch] for batch in kept]
+        self.kept = None if kept is None else [[tensor.to(device, copy=True) for tensor in batch] for batch in kept]
         self._gave_up = state["gave_up"]
 
 
