@@ -205,3 +205,23 @@ def test_a_run_without_samples_says_so():
     run, _ = train(net(), inputs, targets, steps=2)
     with pytest.raises(sgdwalk.InputError, match="no sampled heights"):
         sgdwalk.analysis.sampled_epochs(run)
+
+
+def test_the_method_samples_the_steps_that_are_asked_for():
+    inputs, targets = data()
+    run, _ = train(net(), inputs, targets, steps=60, method="sampled", when=sgdwalk.in_epochs(2, 3, 4))
+    chosen = run.steps.index[run.steps["sampled_height"].notna()]
+    assert [step // 15 for step in chosen] in ([0, 1, 2, 3], [1, 2, 3], [0, 1, 2], [1, 2])
+    assert all(12 <= step < 48 for step in chosen)
+    assert run.steps["height"].isna().all()
+    assert len(run.segments) == 0
+    assert run.info["settings"]["method"] == "sampled"
+    assert sgdwalk.analysis.sampled_epochs(run)["num_sampled"].sum() == len(chosen)
+
+
+def test_the_method_needs_a_second_batch_and_its_name():
+    inputs, targets = data()
+    with pytest.raises(sgdwalk.InputError, match="the data have 1: pass a smaller batch_size"):
+        train(net(), inputs, targets, steps=1, method="sampled", batch=240)
+    with pytest.raises(sgdwalk.InputError, match="'sampled'"):
+        train(net(), inputs, targets, steps=1, method="sampled", measures={"sampled": lambda here: 0.0})

@@ -29,10 +29,11 @@ from sgdwalk.provenance import check_resumable, provenance
 from sgdwalk.records import SCHEMA_VERSION
 from sgdwalk.replica import bare_module, batchnorm_layers
 from sgdwalk.run import CERTIFIED_COLUMNS, STEP_TABLE_COLUMNS
+from sgdwalk.sampled import NUM_UNITS, SAMPLE_ONE_IN, SampledSegments
 from sgdwalk.store import START_FILE, RunWriter, fsync_folder, holds_run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.walk import Walk, learning_rate
-from sgdwalk.when import StepPredicate, When, describe, every
+from sgdwalk.when import StepPredicate, When, describe, every, one_in
 
 Measures = Mapping[str, Callable[[Here], Measured] | At]
 
@@ -48,7 +49,7 @@ def watch(
     num_points: int = 10,
     batch_size: int | None = None,
     batchnorm: Literal["train", "eval"] = "train",
-    method: Literal["exact", "certified"] = "exact",
+    method: Literal["exact", "certified", "sampled"] = "exact",
     tolerance: float = 0.05,
     barriers: Literal["estimated", "exact"] = "estimated",
     sampling_seed: int = 0,
@@ -83,12 +84,14 @@ def watch(
         batch_size: examples an evaluation batch; required with BatchNorm unless data come in batches.
         batchnorm: ``train`` takes each evaluation batch's statistics (paper, footnote 5), ``eval`` the running ones.
         method: ``exact`` evaluates every point over all data; ``certified`` the ends over all data and what lies
-            between them on samples, each loss with a 95 % interval that holds for the whole segment.
+            between them on samples, each loss with a 95 % interval that holds for the whole segment; ``sampled``
+            looks at a few evaluation batches of one in fifteen of the steps of ``when``, for the mean height of an
+            epoch (:func:`sgdwalk.analysis.sampled_epochs`): no single segment is measured.
         tolerance: of ``certified``: half-width of the height's interval, relative to the height (or four times the
             loss noise, if that is more). A segment that needs it is evaluated exactly.
         barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
             it undecided.
-        sampling_seed: of ``certified``: the sample of each step is a function of it and of the step.
+        sampling_seed: of ``certified`` and ``sampled``: the sample of each step is a function of it and of the step.
         measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
@@ -147,9 +150,16 @@ def watch(
             num_points=num_points,
             certified=certified,
         )
-    _check_measures(measures or {}, taken=("gauge",) if gauge else ())
-    schedules = {"segment": _bound(when, steps_per_epoch)}
+    sampled = method == "sampled" and when is not None
+    _check_measures(measures or {}, taken=("gauge",) * gauge + ("sampled",) * sampled)
+    schedules = {"segment": None if sampled else _bound(when, steps_per_epoch)}
     functions: dict[str, Callable[[Here], Measured]] = {}
+    if sampled:
+        assert evaluations is not None
+        functions["sampled"] = SampledSegments(
+            max(2, min(NUM_UNITS, len(evaluations))), num_points=num_points, seed=sampling_seed
+        )
+        schedules["sampled"] = _one_of_fifteen(_bound(when, steps_per_epoch), sampling_seed)
     for key, measure in (measures or {}).items():
         functions[key] = measure.measure if isinstance(measure, At) else measure
         if when is None and not isinstance(measure, At):
@@ -219,7 +229,7 @@ def _check_choices(
     steps_per_epoch: int | None,
 ) -> None:
     choices = {
-        "method": (method, ("exact", "certified")),
+        "method": (method, ("exact", "certified", "sampled")),
         "barriers": (barriers, ("estimated", "exact")),
         "batchnorm": (batchnorm, ("train", "eval")),
         "evaluate_on": (evaluate_on, ("copy", "model")),
@@ -244,8 +254,8 @@ def _check_certification(tolerance: Any, seed: Any) -> None:
             f"tolerance={tolerance!r}: a share of the height between 0 and 1 is wanted, such as 0.05; for exact "
             'heights pass method="exact".'
         )
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"sampling_seed must be an integer, got {seed!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"sampling_seed must be an integer of at least 0, got {seed!r}.")
 
 
 def _optimizers(optimizer: Any) -> list[Optimizer]:
@@ -324,6 +334,12 @@ def _for_this_walk(
             return {name: for_walk(name, function, here) for name, function in functions.items()}
         finally:
             here.leave()
+
+
+def _one_of_fifteen(when: StepPredicate | None, seed: int) -> StepPredicate:
+    """The steps of a sampled walk among those that were asked for."""
+    drawn = one_in(SAMPLE_ONE_IN, seed=seed)
+    return lambda step: drawn(step) and when is not None and when(step)
 
 
 def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
