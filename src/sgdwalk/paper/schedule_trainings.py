@@ -51,8 +51,8 @@ GRID: Mapping[Scale, Points] = {
     "small": _SMALL,
     "paper": _points(rates=(0.1, 0.3, 1.0), heights=(0.005, 0.02, 0.08)),
 }
-"""As many settings of each schedule. The heights of ``small`` are about those that a fixed learning rate of 0.1 has there
-in epoch 1, and from epoch 10 on."""
+"""As many settings of each schedule. The heights of ``small`` are about those that a fixed learning rate of 0.1 has
+there in epoch 1, and from epoch 10 on."""
 
 
 def grid(architecture: Architecture, scale: Scale) -> dict[str, dict[str, Experiment]]:
