@@ -186,7 +186,7 @@ def test_schedules_leave_the_hashes_of_other_trainings_alone():
 def test_every_schedule_has_a_grid_of_one_size_and_one_budget_of_updates(architecture, scale):
     points = grid(architecture, scale)
     assert list(points) == list(SCHEDULES)
-    assert {len(roles) for roles in points.values()} == {1 if scale == "smoke" else 6}
+    assert {len(roles) for roles in points.values()} == {{"smoke": 1, "small": 4, "paper": 6}[scale]}
     every = [experiment for roles in points.values() for experiment in roles.values()]
     assert {(each.epochs, each.seed) for each in every} == {(EPOCHS[scale], AUTHORS_SEED)}
     assert len({each.settings_hash for each in every}) == len(every)

@@ -58,7 +58,7 @@ def test_all_units_are_a_float64_twins_segment():
             ]
             curves.append(losses)
         units = np.array(curves).T
-        row = run.steps.loc[step]
+        row = run.steps.loc[step].to_dict()
         height = float(sgdwalk.valley.height(units.mean(axis=0)))
         assert row["sampled_loss"] == pytest.approx(units[:, 0].mean(), rel=2e-6)
         assert row["sampled_next_loss"] == pytest.approx(units[:, -1].mean(), rel=2e-6)
@@ -80,7 +80,7 @@ def test_outputs_linear_in_the_parameters_are_interpolated_exactly():
                 for target, start, end in zip(twin.parameters(), points[step], points[step + 1], strict=True):
                     target.copy_((1 - alpha) * start.double() + alpha * end.double())
                 curve.append(nn.functional.cross_entropy(twin(inputs.double()), targets).item())
-        row = run.steps.loc[step]
+        row = run.steps.loc[step].to_dict()
         assert row["sampled_loss"] == pytest.approx(curve[0], rel=2e-6)
         assert row["sampled_next_loss"] == pytest.approx(curve[-1], rel=2e-6)
         assert row["sampled_interior"] == (0 < int(np.argmin(curve)) < 10)
@@ -109,7 +109,7 @@ def test_the_mean_of_an_epoch_is_right_on_average_and_its_interval_covers():
     }
     run, _ = train(net(), inputs, targets, steps=30, measures=measures, steps_per_epoch=30)
     exact = run.steps["height"].mean()
-    found = [sgdwalk.analysis.sampled_epochs(run, f"s{seed}").loc[1] for seed in seeds]
+    found = [sgdwalk.analysis.sampled_epochs(run, f"s{seed}").loc[1].to_dict() for seed in seeds]
     means = np.array([each["mean_height"] for each in found])
     assert all(each["num_sampled"] == 10 for each in found)
     assert abs(means.mean() - exact) < 3.5 * means.std() / np.sqrt(len(means)) + 0.02 * exact

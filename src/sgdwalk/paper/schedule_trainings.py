@@ -30,24 +30,35 @@ SCHEDULES: Mapping[str, str] = {
 EQUAL = "hold-equal"
 """Role of the trainings that hold the height for as many forward passes as the others take."""
 
-GRID: Mapping[str, tuple[dict[str, float | int], ...]] = {
-    **{
-        schedule: tuple({"peak_rate": peak, "cycles": cycles} for peak in (0.1, 0.3, 1.0) for cycles in (2, 4))
-        for schedule in ("cyclical", "trapezoid")
-    },
-    "stepwise": tuple({"learning_rate": rate, "decay": decay} for rate in (0.1, 0.3, 1.0) for decay in (0.1, 0.3)),
-    "hold": tuple(
-        {"target_height": height, "peak_rate": peak} for height in (0.005, 0.02, 0.08) for peak in (0.3, 1.0)
-    ),
+Points = Mapping[str, tuple[dict[str, float | int], ...]]
+"""Settings to choose from, by schedule."""
+
+
+def _points(rates: Sequence[float], heights: Sequence[float]) -> Points:
+    """Every rate with each of two shapes, every height with each of two caps."""
+    raised = tuple({"peak_rate": peak, "cycles": cycles} for peak in rates for cycles in (2, 4))
+    return {
+        "cyclical": raised,
+        "trapezoid": raised,
+        "stepwise": tuple({"learning_rate": rate, "decay": decay} for rate in rates for decay in (0.1, 0.3)),
+        "hold": tuple({"target_height": height, "peak_rate": peak} for height in heights for peak in (0.5, 1.0)),
+    }
+
+
+_SMALL = _points(rates=(0.15, 0.5), heights=(0.005, 0.03))
+GRID: Mapping[Scale, Points] = {
+    "smoke": {schedule: points[:1] for schedule, points in _SMALL.items()},
+    "small": _SMALL,
+    "paper": _points(rates=(0.1, 0.3, 1.0), heights=(0.005, 0.02, 0.08)),
 }
-"""Six settings of each schedule; the heights are about those that a fixed rate of 0.1 has in epochs 1, 10, and more."""
-SMOKE_GRID = {schedule: points[:1] for schedule, points in GRID.items()}
+"""As many settings of each schedule. The heights of ``small`` are about those that a fixed learning rate of 0.1 has
+there in epoch 1, and from epoch 10 on."""
 
 
 def grid(architecture: Architecture, scale: Scale) -> dict[str, dict[str, Experiment]]:
     """The trainings to choose from: schedule -> role -> experiment, all with the first seed."""
     plain = replace(base(architecture, scale), epochs=EPOCHS[scale], learning_rate=FIRST_RATE)
-    points = SMOKE_GRID if scale == "smoke" else GRID
+    points = GRID[scale]
     return {
         schedule: {
             f"{schedule}, {', '.join(f'{name} {value:g}' for name, value in point.items())}": replace(
