@@ -20,7 +20,7 @@ import pandas as pd
 
 from sgdwalk.paper.figure import DEVIATIONS
 from sgdwalk.paper.overview import VERDICTS, count, statements, summary
-from sgdwalk.paper.registry import IDS
+from sgdwalk.paper.registry import IDS, TITLES
 from sgdwalk.paper.run import as_cells
 
 DOCS = Path(__file__).parent
@@ -111,7 +111,7 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"**{summary(list(results.values()))}** A statement holds where at least half of the verdicts that could be had"
     yield "support it and none contradicts it, fails where it is the other way round, and holds in part where some support and"
     yield "some contradict it. It is judged once for each figure, network and reading that it is made of. Thresholds were set"
-    yield "before the trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/*_claims.py`."
+    yield "before these trainings were run; statistics and thresholds stand in `src/sgdwalk/paper/*_claims.py`."
     yield ""
     yield "| statement | in all | verdicts |"
     yield "|---|---|---|"
@@ -129,6 +129,8 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         counts = count(result)
         total += counts
         yield f"| {id} | {result['title'].partition(': ')[2]} | {' | '.join(str(counts[each]) for each in VERDICTS)} |"
+    for id in [id for id in IDS if id not in results]:
+        yield f"| {id} | {TITLES[id].partition(': ')[2]}: **not run yet** | | | | |"
     yield f"| all | | {' | '.join(f'**{total[each]}**' for each in VERDICTS)} |"
     yield ""
 
@@ -139,6 +141,10 @@ def section(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"The paper: “{result['published']}”"
     yield ""
+    for deviation in result["deviations"]:
+        yield f"- {deviation}"
+    if result["deviations"]:
+        yield ""
     for table in result["tables"]:
         yield f"**{table['title']}.** {table['text']}"
         yield ""

@@ -24,7 +24,7 @@ LAYERS = [
     {"figures", "svg"},
     {"report_figures", "report_tables"},
     {"report"},
-    {"isolation", "params", "data", "kernels", "state", "eigensolver", "draws"},
+    {"isolation", "params", "data", "fused_loops", "kernels", "state", "eigensolver", "draws"},
     {"distributions"},
     {"replica", "trajectory", "checkpoints"},
     {"objective"},
@@ -78,7 +78,10 @@ READING = {
 }
 """Modules that import no torch, nor any module that does."""
 
-PAPER_TORCH = {"augmentation", "compare", "data", "estimate", "models", "noising", "part_curvature", "train", "worker"}
+PAPER_TORCH = {
+    *("augmentation", "compare", "data", "decomposition", "estimate", "models", "noising", "part_curvature"),
+    *("schedules", "spectral", "standing", "train", "worker"),
+}
 """The modules of the reproduction that train; the others read, plan or judge."""
 
 

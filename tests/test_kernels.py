@@ -152,3 +152,19 @@ def test_plain_torch_serves_where_numba_is_absent(monkeypatch):
     assert kernels.choose_kernel(torch.device("cpu")).name == "numba"
     monkeypatch.setitem(__import__("sys").modules, "numba", None)
     assert kernels.choose_kernel(torch.device("cpu")).name == "torch"
+
+
+def test_the_compiled_loops_know_the_same_bound():
+    loops = pytest.importorskip("sgdwalk.fused_loops", reason="numba is not installed")
+    assert loops.SAFE_SUM == kernels.SAFE_SUM
+
+
+def test_the_loops_compile_where_nothing_can_be_kept():
+    numba = pytest.importorskip("numba")
+    from sgdwalk import fused_loops
+
+    namespace = {}
+    exec("def nowhere(x):\n    return x + 1", namespace)  # numba finds no file to keep its code beside
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(namespace["nowhere"], cache=True)
+    assert fused_loops.jit(namespace["nowhere"])(1.0) == 2.0

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 
 import synthetic
-from sgdwalk.paper import barrier_claims, height_claims, registry, table_figures, walk_claims, walk_figures
+from sgdwalk.paper import (
+    barrier_claims,
+    height_claims,
+    quadratic,
+    quadratic_claims,
+    quadratic_figures,
+    registry,
+    schedule_claims,
+    schedule_figures,
+    table_figures,
+    walk_claims,
+    walk_figures,
+)
 from sgdwalk.paper.judging import proportion_interval
-from sgdwalk.records import NAN, SegmentPoint, StepRecord
+from sgdwalk.records import NAN, EpochNote, SegmentPoint, StepRecord
 from sgdwalk.run import Run
 
 
@@ -352,6 +364,72 @@ def test_fishers_exact_test_on_the_lady_who_tastes_tea():
     assert barrier_claims._fisher([[0, 4], [4, 0]], "less") == pytest.approx(1 / 70)
 
 
+def ends_at(*accuracies):
+    """Trainings of which only the validation accuracy after the last epoch is known."""
+    return [
+        Run(synthetic.settings("walk"), [], [EpochNote(1, 9, {"validation_accuracy": each})]) for each in accuracies
+    ]
+
+
+NAMES = {"cyclical": "cyclical (CLR)", "trapezoid": "trapezoid", "stepwise": "stepwise annealing"}
+SCHEDULE_CLAIMS = {
+    "redundant": schedule_claims.cycles_are_redundant("ours", "theirs", ""),
+    "better": schedule_claims.raising_is_better("ours", "theirs", "ours", ""),
+    **{f"height, {role}": schedule_claims.height_is_an_advantage("ours", "theirs", NAMES[role], "") for role in NAMES},
+}
+QUADRATIC = quadratic.rates()
+QUADRATIC_CLAIMS = {
+    "formula": quadratic_claims.formula(QUADRATIC),
+    "range": quadratic_claims.underdamped_range(QUADRATIC),
+    "one": quadratic_claims.one_direction_oscillates(QUADRATIC, quadratic.SHOWN_RATE),
+    "optimal": quadratic_claims.optimal_rate(QUADRATIC),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "expected"),
+    [
+        ("redundant", (0.50, 0.51, 0.52), (0.51, 0.52, 0.53), "supported"),  # worse, but by less than the margin
+        ("redundant", (0.40, 0.41, 0.42), (0.50, 0.51, 0.52), "contradicted"),
+        ("redundant", (0.45, 0.51, 0.55), (0.51, 0.51, 0.51), "not resolved"),
+        ("redundant", (0.5,), (0.4,), "not resolved"),
+        ("better", (0.51, 0.52, 0.53), (0.50, 0.51, 0.52), "supported"),
+        ("better", (0.49, 0.50, 0.51), (0.50, 0.51, 0.52), "contradicted"),
+        ("better", (0.45, 0.51, 0.56), (0.50, 0.51, 0.52), "not resolved"),
+        ("better", (math.nan,), (0.5,), "not testable at this scale"),
+        ("height, stepwise", (0.51, 0.52, 0.53), (0.50, 0.51, 0.52), "supported"),
+    ],
+)
+def test_schedules_are_compared_by_seeds(name, ours, theirs, expected):
+    assert SCHEDULE_CLAIMS[name].judge({"ours": ends_at(*ours), "theirs": ends_at(*theirs)}).verdict == expected
+
+
+def test_seeds_without_a_value_are_counted():
+    judgement = schedule_claims.not_worse([0.5, 0.5, math.nan], [0.5, 0.49, 0.5], "ours", "theirs")
+    assert "(2 seeds; 1 undefined)" in judgement.finding
+
+
+@pytest.mark.parametrize("claim", QUADRATIC_CLAIMS.values(), ids=QUADRATIC_CLAIMS)
+def test_gradient_descent_on_a_quadratic_is_as_the_paper_says(claim):
+    assert claim.judge({}).verdict == "supported"
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (quadratic_claims.formula, {"measured": 0.9}),
+        (quadratic_claims.underdamped_range, {"oscillates": True}),
+        (quadratic_claims.underdamped_range, {"oscillates": False}),
+        (lambda table: quadratic_claims.one_direction_oscillates(table, quadratic.SHOWN_RATE), {"oscillates": True}),
+        (lambda table: quadratic_claims.one_direction_oscillates(table, quadratic.SHOWN_RATE), {"measured": 1.1}),
+        (quadratic_claims.optimal_rate, {"oscillates": False}),
+        (quadratic_claims.optimal_rate, {"measured": 1.1}),
+    ],
+)
+def test_statements_about_quadratics_can_fail(make, changes):
+    assert make(QUADRATIC.assign(**changes)).judge({}).verdict == "contradicted"
+
+
 def test_every_claim_of_every_figure_is_tested_here():
     tested = {claim.name.partition(":")[0].rstrip("0123456789").strip() for claim, *_ in CASES.values()}
     tested |= {
@@ -361,7 +439,9 @@ def test_every_claim_of_every_figure_is_tested_here():
         height_claims.lower_at_small_rate("", "", (1, 2), "").name,
         "distance ≈ 1.",
     }
-    for id in (*walk_figures.FIGURES, *table_figures.FIGURES):  # others have a file of their own
+    tested |= {claim.name for claim in (*SCHEDULE_CLAIMS.values(), *QUADRATIC_CLAIMS.values())}
+    ours = (walk_figures, table_figures, schedule_figures, quadratic_figures)  # others have a file of their own
+    for id in [id for module in ours for id in module.FIGURES]:
         for _, claim in registry.figure(id, "small").claims:
             assert claim.name.partition(":")[0].rstrip("0123456789").strip() in tested, claim.name
             assert claim.words

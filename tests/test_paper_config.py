@@ -94,6 +94,17 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
         ({"noise_reading": "deviation"}, "noise_reading must be one of variance, std; got 'deviation'"),
         ({"noise_factor": 0.1, "num_train": 17, "batch_size": 2}, "take at least 18"),
         ({"after": Experiment(seed=1, hidden=(3,))}, "another hidden, another seed: only one of the same network"),
+        (
+            {"spectral_epochs": (11,)},
+            "spectral_epochs: an epoch must be an integer of at least 1 and at most 10; got 11",
+        ),
+        ({"spectral_examples": 1}, "spectral_examples must be an integer of at least 2 and at most 1,500; got 1"),
+        ({"spectral_compare_epochs": (0,)}, "spectral_compare_epochs: an epoch must be an integer of at least 1"),
+        (
+            {"decomposition_steps": (150,)},
+            "decomposition_steps: a step must be an integer of at least 0 and at most 149",
+        ),
+        ({"spectral_epochs": (1,), "curvature_every": 5}, "fill the same column, spectral_norm: choose one"),
     ],
     ids=str,
 )
@@ -142,6 +153,10 @@ OTHERS = {
     "augment": True,
     "curvature_first": 10,
     "curvature_examples": 300,
+    "spectral_epochs": (1, 2),
+    "spectral_examples": 50,
+    "spectral_compare_epochs": (2,),
+    "decomposition_steps": (0, 5),
     "compare": ("authors",),
     "compare_epochs": (1,),
     "compare_first": 5,
@@ -149,6 +164,11 @@ OTHERS = {
     "noise_factor": 0.1,
     "noise_reading": "std",
     "after": Experiment(seed=0),
+    "schedule": "stepwise",
+    "cycles": 2,
+    "decay": 0.5,
+    "peak_rate": 2.0,
+    "target_height": 0.2,
 }
 
 
@@ -161,6 +181,8 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
             experiment = replace(experiment, dataset="cifar10", num_train=1400)
         if name == "after":
             value = replace(experiment, epochs=2)
+        if name == "peak_rate":  # it and a height are for schedules that need them
+            experiment = replace(experiment, schedule="hold", peak_rate=1.0, target_height=0.1)
         other = replace(experiment, **{name: value})
         hashes.add(other.settings_hash)
         (difference,) = other.differences(experiment.to_dict())
@@ -193,6 +215,20 @@ def test_the_spectral_norm_over_a_part_is_measured_where_watching_begins():
     assert experiment.passes(15) - experiment.passes(16) == pytest.approx(66 * 300 / 1500)
     assert Experiment(watch_epochs=(2,)).part_curvature_when() is None
     assert Experiment(curvature_examples=300).part_curvature_when() is None
+
+
+def test_the_spectral_norm_is_measured_before_the_last_update_of_its_epochs():
+    experiment = Experiment(epochs=4, watch=False, spectral_epochs=(1, 3), spectral_compare_epochs=(3, 4))
+    assert [step for step in range(60) if experiment.spectral(step)] == [14, 44]
+    assert [step for step in range(60) if experiment.spectral_compared(step)] == [44]
+    assert [step for step in range(60) if experiment.passes(step) > 1] == [14, 44]
+    part = replace(experiment, spectral_examples=750)
+    assert part.passes(14) < experiment.passes(14) < experiment.passes(44)
+
+
+def test_equation_3_is_written_out_where_it_is_asked_for():
+    experiment = Experiment(decomposition_steps=(0, 7))
+    assert [step for step in range(experiment.num_updates) if experiment.decomposed(step)] == [0, 7]
 
 
 def test_the_hash_is_the_same_in_every_process_and_version():

@@ -192,11 +192,13 @@ class Reproduce:
     def _tell_cost(self, ids: Sequence[FigureId], file: TextIO | None = None) -> int:
         """Print the missing trainings with time and disk."""
         from sgdwalk.paper.registry import figure
-        from sgdwalk.paper.run import missing_trainings
+        from sgdwalk.paper.run import missing_trainings, undecided_trainings
 
-        missing = missing_trainings([figure(id, self.scale) for id in ids], self.out / "trainings")
+        wanted = [figure(id, self.scale) for id in ids]
+        missing = missing_trainings(wanted, self.out / "trainings")
+        undecided = undecided_trainings(wanted, self.out / "trainings")
         jobs = len(self.device) if self.jobs is None else self.jobs
-        tell_cost(missing, Execution(device=self.device[0]), jobs, self.out, file)
+        tell_cost(missing, Execution(device=self.device[0]), jobs, self.out, file, undecided)
         return 0
 
 

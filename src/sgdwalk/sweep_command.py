@@ -158,16 +158,25 @@ def cell(value: Any) -> str:
 
 
 def tell_cost(
-    missing: Sequence[Experiment], execution: Execution, jobs: int, out: Path, file: TextIO | None = None
+    missing: Sequence[Experiment],
+    execution: Execution,
+    jobs: int,
+    out: Path,
+    file: TextIO | None = None,
+    undecided: Sequence[Experiment] = (),
 ) -> None:
-    """Print trainings that are missing, each with its time and disk, and both for all."""
+    """Print trainings that are missing, each with its time and disk, and both for all.
+
+    ``undecided`` are like those that the missing ones will decide.
+    """
     from sgdwalk.paper.estimate import estimate, start_seconds
     from sgdwalk.paper.progress import duration
     from sgdwalk.paper.sweep import training_name
 
-    found = estimate(missing, execution.device, execution.num_threads)
-    for each in found:
-        print(f"{training_name(each.experiment)}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
+    found = estimate([*missing, *undecided], execution.device, execution.num_threads)
+    for index, each in enumerate(found):
+        name = training_name(each.experiment) if index < len(missing) else "one that these decide"
+        print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
     seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
     start = start_seconds() if found else 0.0
     longest = start + max((each.seconds for each in found), default=0.0)

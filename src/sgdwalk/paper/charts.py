@@ -23,6 +23,7 @@ class Chart:
     figure: Figure
     caption: str
     alternative: str
+    label: str = "The paper's numbers and ours"
 
 
 def barrier_shares(table: pd.DataFrame) -> Chart:
@@ -111,6 +112,7 @@ def barriers_by_epoch(run: sgdwalk.Run, epochs: Sequence[int]) -> Chart:
         f"Top: updates that cross a barrier, of those watched in epochs {', '.join(map(str, epochs))} of one training. "
         "Bottom: the height of Table 2 at each of them, and the loss there, nats per example.",
         f"Barriers by epoch. {said}.",
+        "Ours, drawn like the paper's",
     )
 
 

@@ -19,8 +19,14 @@ NUM_TRAIN = {"digits": 1_500, "mnist": 45_000, "cifar10": 45_000, "tiny-imagenet
 45,000 (the authors' code), of Tiny-ImageNet the images of its first 20 classes (the paper: "a subset")."""
 IMAGE_SIZE = {"digits": 8, "mnist": 28, "cifar10": 32, "tiny-imagenet": 64}
 """Height and width of the images, in pixels."""
+SCHEDULES = ("constant", "cyclical", "trapezoid", "stepwise", "hold")
 COLOUR = ("cifar10", "tiny-imagenet")
 """Data sets of colour photographs, which convolutions and augmentation are for."""
+
+STAGES = 3
+"""A stepwise schedule cuts the training into so many equal stages."""
+ANNEALED = 0.5
+"""A trapezoid, and a schedule that holds a height, anneal the learning rate over this last part of the training."""
 
 AUTHORS_GD_BATCHES = 9
 """The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
@@ -37,6 +43,11 @@ CURVATURE_PASSES = 40
 """What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
 PART_CURVATURE_PASSES = 66
 """What the spectral norm over a part costs, in forward passes over that part: some eleven Hessian-vector products."""
+SPECTRAL_PASSES = {"train": 50, "eval": 35, "authors": 165, "whole": 55}
+"""What a spectral norm costs where few are measured, in forward passes over the examples that it takes: some seven
+Hessian-vector products, the authors' fifteen with graphs that are made anew for each."""
+DECOMPOSITION_PASSES = 4_000
+"""What H, C and R written out cost, in forward passes; as seen with 760 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,21 @@ class Experiment:
     """``mean``: gd follows the mean gradient. ``sum``: nine times that, as the authors' public code does, which adds up
     the mean gradients of nine mini-batches."""
     learning_rate: float = 0.1
-    """Fixed learning rate η; the paper's is 0.1."""
+    """Learning rate η, fixed where no schedule moves it; the paper's is 0.1."""
+    schedule: Literal["constant", "cyclical", "trapezoid", "stepwise", "hold"] = "constant"
+    """``cyclical``: up to ``peak_rate`` and back in a line, ``cycles`` times. ``trapezoid``: up as in the first of so
+    many cycles, flat, and over the last half of the training back in a line. ``stepwise``: times ``decay`` after each
+    third of the training. ``hold``: after each measured update such that the height above the valley floor comes to
+    ``target_height``, ``peak_rate`` at most, and over the last half back in a line, never up. All but ``stepwise``
+    start and end at ``learning_rate``."""
+    peak_rate: float | None = None
+    """cyclical, trapezoid, hold: highest learning rate."""
+    cycles: int = 1
+    """cyclical, trapezoid: cycles that the training is as long as."""
+    decay: float = 0.1
+    """stepwise: factor of the learning rate after each third."""
+    target_height: float | None = None
+    """hold: the height of Table 2 that is held, nats per example."""
     momentum: float = 0.0
     """Heavy-ball momentum; the paper uses none."""
     weight_decay: float = 0.0
@@ -109,6 +134,15 @@ class Experiment:
     curvature_examples: int | None = None
     """Measure the spectral norm over the first training examples, this many, at the first update of each epoch of
     watch_epochs (sgd only); never where not given."""
+    spectral_epochs: tuple[int, ...] = ()
+    """Measure the spectral norm before the last update of these epochs, counted from 1, with BatchNorm in train mode
+    and with its running statistics."""
+    spectral_examples: int | None = None
+    """Over this many of the training examples, the first ones; all of them where not given."""
+    spectral_compare_epochs: tuple[int, ...] = ()
+    """In these of the spectral epochs also over all training examples, and by the authors' power iteration."""
+    decomposition_steps: tuple[int, ...] = ()
+    """Write out both terms of the paper's Equation 3 before these updates, counted from 0; small networks only."""
     compare: tuple[Literal["authors", "eval", "subset", "fine"], ...] = ()
     """Measure some watched segments in other ways too, side by side. ``authors``: every point over a fresh random
     partition of freshly augmented images, as the authors' code does, and θ_t four more times. ``eval``: with
@@ -154,12 +188,14 @@ class Experiment:
             _check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
         self._check_images()
         self._check_noise_and_start()
+        self._check_schedule()
         for width in self.hidden:
             _check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
             _check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
         for epoch in self.compare_epochs:
             _check_count("compare_epochs: an epoch", epoch, 1, self.epochs)
+        self._check_curvature()
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         _check_number("weight_decay", self.weight_decay, 0.0, math.inf)
         _check_number("momentum", self.momentum, 0.0, 1.0)
@@ -215,6 +251,41 @@ class Experiment:
         """The trainings that lead to this one, the first to be run first, and itself last."""
         return (self,) if self.after is None else (*self.after.lineage, self)
 
+    def _check_curvature(self) -> None:
+        for epoch in self.spectral_epochs:
+            _check_count("spectral_epochs: an epoch", epoch, 1, self.epochs)
+        for epoch in self.spectral_compare_epochs:
+            _check_count("spectral_compare_epochs: an epoch", epoch, 1, self.epochs)
+        _check_count("spectral_examples", self.spectral_examples, 2, self.num_examples)
+        for step in self.decomposition_steps:
+            _check_count("decomposition_steps: a step", step, 0, self.num_updates - 1)
+        if self.spectral_epochs and self.curvature_every is not None:
+            raise sgdwalk.InputError(
+                "spectral_epochs and curvature_every fill the same column, spectral_norm: choose one of them."
+            )
+
+    def _check_schedule(self) -> None:
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_count("cycles", self.cycles, 1)
+        _check_number("decay", self.decay, 0.0, 1.0)
+        settings = {"peak_rate": ("cyclical", "trapezoid", "hold"), "target_height": ("hold",)}
+        for name, schedules in settings.items():
+            value = getattr(self, name)
+            if (value is None) == (self.schedule in schedules):
+                needs = "needs" if value is None else "takes no"
+                raise sgdwalk.InputError(
+                    f"schedule={self.schedule} {needs} {name}, which is for {', '.join(schedules)}."
+                )
+        if self.peak_rate is not None and not 0 < self.learning_rate <= self.peak_rate < math.inf:
+            raise sgdwalk.InputError(
+                f"peak_rate must be finite and at least learning_rate={self.learning_rate}, which must be above 0; got "
+                f"{self.peak_rate!r}."
+            )
+        if self.target_height is not None and not 0 < self.target_height < math.inf:
+            raise sgdwalk.InputError(f"target_height must be above 0 and finite; got {self.target_height!r}.")
+        if self.schedule == "hold" and not self.watch:
+            raise sgdwalk.InputError("schedule=hold follows the heights that are measured: it needs watch=True.")
+
     @property
     def image_size(self) -> int:
         """Height and width of the images that enter the network, in pixels."""
@@ -267,6 +338,19 @@ class Experiment:
             return None
         return sgdwalk.first_steps(1, epochs=self.watch_epochs).bind(self.steps_per_epoch)
 
+    def spectral(self, step: int) -> bool:
+        """Whether ``spectral_epochs`` has the spectral norm measured at this update."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return position == self.steps_per_epoch - 1 and epoch + 1 in self.spectral_epochs
+
+    def spectral_compared(self, step: int) -> bool:
+        """Whether it is measured in other ways too."""
+        return self.spectral(step) and step // self.steps_per_epoch + 1 in self.spectral_compare_epochs
+
+    def decomposed(self, step: int) -> bool:
+        """Whether Equation 3 is written out at this update."""
+        return step in self.decomposition_steps
+
     def compare_when(self) -> sgdwalk.When:
         """The steps whose segments are measured in other ways too, where any are named."""
         if self.algorithm == "gd":
@@ -289,8 +373,17 @@ class Experiment:
         part_when = self.part_curvature_when()
         if self.curvature_examples is not None and part_when is not None and part_when(step):
             curvature += PART_CURVATURE_PASSES * self.curvature_examples / self.num_examples
+        curvature += self._spectral_passes(step) + (DECOMPOSITION_PASSES if self.decomposed(step) else 0)
         compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
         return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
+
+    def _spectral_passes(self, step: int) -> float:
+        if not self.spectral(step):
+            return 0.0
+        ways = ("train", "eval", "authors") if self.spectral_compared(step) else ("train", "eval")
+        part = (self.spectral_examples or self.num_examples) / self.num_examples
+        whole = SPECTRAL_PASSES["whole"] if self.spectral_compared(step) else 0.0
+        return part * sum(SPECTRAL_PASSES[way] for way in ways) + whole
 
     @property
     def work(self) -> float:

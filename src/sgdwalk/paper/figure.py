@@ -30,6 +30,12 @@ DEVIATIONS = (
 )
 """How our setting differs from the paper's at every scale."""
 
+PILOTED = (
+    "Some thresholds, and the length of the trainings, were set after short pilot trainings of one seed had been "
+    "looked at; the trainings that are judged here were made after that."
+)
+"""Said of figures for which it is so."""
+
 Runs = Mapping[str, Sequence[sgdwalk.Run]]
 """By role, one a seed."""
 
@@ -56,6 +62,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Trainings that are known only when a figure's first ones are done, as after a grid search."""
+
+    choose: Callable[[Runs], Mapping[str, tuple[Experiment, ...]]]
+    """From the first trainings by role, the further ones by role, one a seed."""
+    like: tuple[Experiment, ...]
+    """As many trainings of the same cost, for an estimate made before."""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure or table of the paper, at one scale."""
 
@@ -76,6 +92,14 @@ class Figure:
     tables: tuple[Table, ...] = field(default=())
     further_cuts: tuple[str, ...] = ()
     """What this figure leaves out besides what its networks' trainings do at its scale."""
+    cut: str = ""
+    """What this scale leaves out, where that is not what it leaves out of the architectures elsewhere."""
+    choice: Choice | None = None
+    """Further trainings, chosen by what the first ones came to."""
+    reported: tuple[str, ...] = ()
+    """Roles whose first trainings the report shows; where none is named those of the panels, or else all."""
+    deviations: tuple[str, ...] = ()
+    """How this figure differs from the paper's, beside what is said of all."""
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -86,7 +110,8 @@ class Figure:
     @property
     def cuts(self) -> list[str]:
         """What this scale leaves out, network by network."""
-        return list(dict.fromkeys([*(CUTS[self.scale][each] for each in self.architectures), *self.further_cuts]))
+        shared = [self.cut] if self.cut else [CUTS[self.scale][each] for each in self.architectures]
+        return list(dict.fromkeys([*shared, *self.further_cuts]))
 
 
 def published_name(architecture: Architecture) -> str:

@@ -120,6 +120,39 @@ def paired(ours: Sequence[float], theirs: Sequence[float], name: str, other: str
     return Judgement(verdict, f"{means}; difference {mean:.3g} ± {half:.2g} (95 %, {n} seeds).")
 
 
+def above(
+    values: Sequence[float], threshold: float, name: str, more: str = "", *, exponential: bool = False
+) -> Judgement:
+    """Judge that a number, one a training, lies above a threshold, by Student's interval of its mean.
+
+    Args:
+        values: one a training; those that are not finite are left out, and counted.
+        threshold: on the scale of the values.
+        name: of the number.
+        more: what else is to be said.
+        exponential: the values are logarithms, and told without.
+    """
+    shown = math.exp if exponential else float
+    known = [value for value in values if math.isfinite(value)]
+    left_out = (
+        f" Undefined in {len(values) - len(known)} of {len(values)} trainings." if len(known) < len(values) else ""
+    )
+    if not known:
+        return Judgement("not testable at this scale", f"No training has the {name} defined.{more}")
+    if len(known) == 1:
+        said = f"{name} {shown(known[0]):.3g}: one seed, and no interval.{left_out}{more}"
+        return Judgement("not resolved", said[0].upper() + said[1:])
+    mean, half = student(known)
+    verdict: Verdict = "not resolved"
+    if not left_out:
+        verdict = (
+            "supported" if mean - half > threshold else "contradicted" if mean + half < threshold else "not resolved"
+        )
+    interval = f"{shown(mean - half):.3g} to {shown(mean + half):.3g}"
+    said = f"{name} {shown(mean):.3g} ({interval}, 95 %, {len(known)} seeds).{left_out}{more}"
+    return Judgement(verdict, said[0].upper() + said[1:])
+
+
 def student(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Mean and half-width of Student's 95 % interval.
 

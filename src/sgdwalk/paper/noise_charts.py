@@ -90,6 +90,7 @@ def against_gd(runs: Mapping[str, Sequence[sgdwalk.Run]], labels: Mapping[str, s
         f"Loss, cosine and distance are means over blocks of updates ({POINTS} a curve), accuracies single "
         "validations.",
         f"At the end: {said}.",
+        "Ours, drawn like the paper's",
     )
 
 
@@ -128,6 +129,7 @@ def going_on(runs: Mapping[str, Sequence[sgdwalk.Run]], starts: Sequence[tuple[A
         "parameters: with the noise at a tenth of the learning rate, by GD without noise, by SGD. The first seed; "
         f"means over blocks of updates ({POINTS} a curve); of SGD the mini-batches' losses.",
         f"Final losses. {'; '.join(said)}.",
+        "Ours",
     )
 
 

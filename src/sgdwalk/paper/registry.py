@@ -6,15 +6,26 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import sgdwalk
-from sgdwalk.paper import noise_figures, role_figures, table_figures, walk_figures
+from sgdwalk.paper import (
+    noise_figures,
+    quadratic_figures,
+    role_figures,
+    schedule_figures,
+    spectral_figures,
+    table_figures,
+    walk_figures,
+)
 from sgdwalk.paper.figure import Figure
 from sgdwalk.paper.trainings import SCALES, Scale
 
 FigureId = Literal[
     "fig1",
     "fig2",
+    "fig3",
     "fig4",
     "fig5",
+    "fig6",
+    "fig7",
     "fig8",
     "fig9",
     "fig10",
@@ -34,14 +45,25 @@ FigureId = Literal[
     "fig24",
     "fig25",
     "fig26",
+    "fig27",
+    "fig28",
     "table1",
     "table2",
     "footnote6",
+    "eq3",
     "roles",
 ]
 IDS: tuple[FigureId, ...] = get_args(FigureId)
 
-_MODULES = (walk_figures, table_figures, role_figures, noise_figures)
+_MODULES = (
+    walk_figures,
+    table_figures,
+    spectral_figures,
+    role_figures,
+    noise_figures,
+    schedule_figures,
+    quadratic_figures,
+)
 FIGURES: Mapping[str, Callable[[Scale], Figure]] = {
     id: make for module in _MODULES for id, make in module.FIGURES.items()
 }

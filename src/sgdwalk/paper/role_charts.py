@@ -75,6 +75,7 @@ def cosine_and_distance(runs: Runs, batches: Sequence[Setting], rates: Sequence[
         "all seeds together; bands: one standard deviation of the single cosines. Bottom: distance from the start, "
         "mean over the seeds. Dark to light: small to large.",
         f"Cosine and distance over {updates} updates. At the end: {'; '.join(said)}.",
+        "Ours, drawn like the paper's",
     )
 
 
@@ -145,6 +146,7 @@ def grids(
         "batch size alone rows.",
         f"Maps of {', '.join(quantity.words for quantity in SHOWN)} over learning rate and batch size for "
         f"{' and '.join(ARCHITECTURES[network] for network in settings)}; the numbers are in the tables of the grid.",
+        "Ours",
     )
 
 

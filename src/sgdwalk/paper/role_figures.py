@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from sgdwalk.paper import role_charts, role_claims, role_measures
-from sgdwalk.paper.figure import Figure, Table
+from sgdwalk.paper.figure import PILOTED, Figure, Table
 from sgdwalk.paper.judging import Claim
 from sgdwalk.paper.role_measures import ACCURACY, COSINE, DISTANCE, HEIGHT, SPECTRAL_NORM, Moment
 from sgdwalk.paper.role_trainings import (
@@ -78,6 +78,7 @@ def _cosine_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
         tuple(claims),
         chart=lambda runs: role_charts.cosine_and_distance(runs, batches, rates, updates.number),
         further_cuts=() if scale == "smoke" else (_cuts(architecture, scale),),
+        deviations=(PILOTED,),
         tables=(
             Table(
                 "settings",
@@ -135,6 +136,7 @@ def _roles(scale: Scale) -> Figure:
         tuple(claims),
         chart=lambda runs: role_charts.grids(runs, cells, when),
         further_cuts=() if scale == "smoke" else tuple(_cuts(each, scale) for each in NETWORKS),
+        deviations=(PILOTED,),
         tables=tuple(tables),
     )
 

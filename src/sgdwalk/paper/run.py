@@ -99,8 +99,7 @@ def reproduce_all(
     """The same for several figures: a training that more than one needs is run once, and all are run side by side."""
     wanted = [figure(id, scale) for id in ids]
     trainings = out / "trainings"
-    missing = missing_trainings(wanted, trainings)
-    if missing:
+    while missing := missing_trainings(wanted, trainings):
         from sgdwalk.paper.data import load  # torch
 
         for experiment in {each.dataset: each for each in missing}.values():
@@ -109,7 +108,23 @@ def reproduce_all(
             missing, trainings, data_dir=data_dir, jobs=jobs, executions=executions, stop=stop, update=update
         ):
             return None
+    wanted = [with_choice(each, trainings) for each in wanted]
     return [write_page(each, open_runs(each, trainings), out / f"{each.id}-{scale}") for each in wanted]
+
+
+def with_choice(wanted: Figure, trainings: Path) -> Figure:
+    """The figure with its further trainings too, where the first ones, which decide them, are finished."""
+    if wanted.choice is None or not all(is_trained(trainings, each) for each in wanted.experiments):
+        return wanted
+    chosen = wanted.choice.choose(open_runs(wanted, trainings))
+    return replace(wanted, trainings={**wanted.trainings, **chosen}, choice=None)
+
+
+def undecided_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experiment]:
+    """Trainings like those that cannot be chosen yet, for an estimate."""
+    left = [(with_choice(each, trainings).choice, each.experiments) for each in wanted]
+    alike = [each for choice, first in left if choice is not None for each in choice.like if each not in first]
+    return list(dict.fromkeys(alike))
 
 
 def missing_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experiment]:
@@ -117,7 +132,8 @@ def missing_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experim
 
     What others go on from counts with the most work of those.
     """
-    needed = dict.fromkeys(experiment for each in wanted for experiment in each.experiments)
+    known = [with_choice(each, trainings) for each in wanted]
+    needed = dict.fromkeys(experiment for each in known for experiment in each.experiments)
     missing = [experiment for experiment in needed if not is_trained(trainings, experiment)]
 
     def work(experiment: Experiment) -> float:
@@ -139,7 +155,7 @@ def judge(wanted: Figure, runs: Runs) -> list[Judged]:
     judged = [Judged(claim, reading, claim.judge(runs)) for reading, claim in wanted.claims]
     return [
         replace(each, judgement=replace(each.judgement, verdict="not testable at this scale"))
-        if wanted.scale == "smoke" or (each.claim.paper_scale_only and wanted.scale != "paper")
+        if (wanted.scale == "smoke" and wanted.trainings) or (each.claim.paper_scale_only and wanted.scale != "paper")
         else each
         for each in judged
     ]
@@ -154,8 +170,9 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
     made = [(table, table.make(runs)) for table in wanted.tables]
     for table, frame in made:
         frame.to_csv(partial / f"{table.name}.csv", index=False)
-    shown = list(dict.fromkeys(panel.role for panel in wanted.panels)) or list(runs)
-    sgdwalk.write_report([runs[role][0] for role in shown], partial / "report.html")
+    shown = wanted.reported or list(dict.fromkeys(panel.role for panel in wanted.panels)) or list(runs)
+    if shown:
+        sgdwalk.write_report([runs[role][0] for role in shown], partial / "report.html")
     judged = judge(wanted, runs)
     result = json.dumps(as_result(wanted, runs, judged), indent=1, ensure_ascii=False)
     (partial / "result.json").write_text(result + "\n", encoding="utf-8")
@@ -164,12 +181,12 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
     )
     html = environment.get_template("page.html.jinja").render(
         figure=wanted,
-        deviations=[*DEVIATIONS, *remarks(runs)],
+        deviations=[*(DEVIATIONS if runs else ()), *wanted.deviations, *remarks(runs)],
         pictures=drawn,
         tables=[(table, *as_cells(frame)) for table, frame in made],
         judged=judged,
         trainings=[training_row(role, run) for role, each in runs.items() for run in each],
-        num_seeds=max(len(each) for each in runs.values()),
+        num_seeds=max((len(each) for each in runs.values()), default=0),
         first_updates=FIRST_UPDATES,
     )
     (partial / "index.html").write_text(html, encoding="utf-8")
@@ -198,9 +215,7 @@ def draw_chart(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
     if wanted.chart is None:
         return []
     chart = wanted.chart(runs)
-    label = "The paper's numbers and ours" if wanted.id.startswith("table") else "Ours, drawn like the paper's"
-    label = "Ours" if wanted.id == "roles" else label
-    return [save(chart.figure, folder, wanted.id, label, chart.caption, chart.alternative, [])]
+    return [save(chart.figure, folder, wanted.id, chart.label, chart.caption, chart.alternative, [])]
 
 
 def save(picture: Any, folder: Path, stem: str, label: str, caption: str, alternative: str, files: list[str]) -> Drawn:
@@ -239,6 +254,7 @@ def as_result(wanted: Figure, runs: Runs, judged: list[Judged]) -> dict[str, Any
         "title": wanted.title,
         "published": wanted.published,
         "cuts": wanted.cuts,
+        "deviations": list(wanted.deviations),
         "remarks": remarks(runs),
         "tables": [{"name": table.name, "title": table.title, "text": table.text} for table in wanted.tables],
         "claims": [as_row(each) for each in judged],

@@ -3,6 +3,7 @@ bitwise."""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -19,9 +20,12 @@ from sgdwalk.paper import noising, record
 from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
+from sgdwalk.paper.decomposition import Decomposition
 from sgdwalk.paper.models import build
 from sgdwalk.paper.part_curvature import PartSpectralNorm
+from sgdwalk.paper.schedules import HoldHeight, scheduler_for
 from sgdwalk.paper.seeds import seed_for
+from sgdwalk.paper.spectral import SpectralNorms
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 VALIDATION_BATCH = 1_000
@@ -77,6 +81,7 @@ def train(
         momentum=experiment.momentum,
         weight_decay=experiment.weight_decay,
     )
+    scheduler = scheduler_for(experiment, optimizer)
     seed_everything(seed_for(experiment.seed, "training"))
     noise = noising.added(optimizer, experiment, measured)
 
@@ -96,7 +101,7 @@ def train(
         on_error="raise" if strict else "disable",
         config=record.describe(experiment, remark(experiment, training)) | noising.describe(noise, measured),
     ) as walk:
-        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, noise, execution)
+        checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, scheduler, noise, execution)
         start = checkpoints.restore(walk) if resume else 0
         work = WorkDone(experiment, start)
         for step in range(start, experiment.num_updates):
@@ -118,6 +123,10 @@ def train(
                 batch_loss = loss.item()
             walk.note(batch_loss=batch_loss)
             optimizer.step()
+            if isinstance(scheduler, HoldHeight):
+                scheduler.step(height=walk.run.steps["height"].iloc[-1] if experiment.watched(step) else math.nan)
+            elif scheduler is not None:
+                scheduler.step()
 
             epoch_ends = position == experiment.steps_per_epoch - 1 and (epoch + 1) % experiment.validate_every == 0
             if epoch_ends or step == experiment.num_updates - 1:
@@ -144,7 +153,7 @@ def last_weights(before: Experiment, folder: Path | None) -> dict[str, Tensor]:
 
 
 def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[str, Any]:
-    """What is measured beside the segments: curvature where ``curvature_every`` asks for it, comparisons likewise."""
+    """What is measured beside the segments: curvature and comparisons, where they are asked for."""
     chosen: dict[str, Any] = {}
     when = experiment.curvature_when()
     if when is not None:
@@ -156,6 +165,10 @@ def measures(experiment: Experiment, model: nn.Module, training: Split) -> dict[
     part_when = experiment.part_curvature_when()
     if part_when is not None:
         chosen["part_spectral_norm"] = sgdwalk.at(part_when, PartSpectralNorm(experiment, model, training))
+    if experiment.spectral_epochs:
+        chosen["spectral_norm"] = sgdwalk.at(experiment.spectral, SpectralNorms(experiment, model, training))
+    if experiment.decomposition_steps:
+        chosen["equation3"] = sgdwalk.at(experiment.decomposed, Decomposition(experiment, model, training))
     if experiment.compare and experiment.watch:
         chosen["compare"] = sgdwalk.at(experiment.compare_when(), Compare(experiment, model, training))
     return chosen
@@ -216,6 +229,7 @@ class Checkpointing:
         folder: Path,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
         noise: noising.Noise | None,
         execution: Execution,
     ):
@@ -223,6 +237,7 @@ class Checkpointing:
         self._model = model
         self._optimizer = optimizer
         self._noise = noise
+        self._scheduler = scheduler
         self._every = execution.checkpoint_every
         self._saved_at = time.monotonic()
 
@@ -240,6 +255,8 @@ class Checkpointing:
         }
         if self._noise is not None:
             state["noise"] = self._noise.state_dict()
+        if self._scheduler is not None:
+            state["scheduler"] = self._scheduler.state_dict()
         self._checkpoints.save(step, state)
         self._saved_at = time.monotonic()
 
@@ -252,6 +269,8 @@ class Checkpointing:
         step, state = newest
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
         walk.load_state_dict(state["walk"])
         set_random_state(state["random"])
         if self._noise is not None:

@@ -1,0 +1,81 @@
+"""Trainings of Figures 6 and 27: a grid for each schedule, and what the best of each grid is trained again with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import sgdwalk
+from sgdwalk.paper.config import Experiment
+from sgdwalk.paper.trainings import AUTHORS_SEED, OTHER_SEEDS, Architecture, Scale, base
+
+EPOCHS: Mapping[Scale, int] = {"smoke": 6, "small": 12, "paper": 90}
+"""The paper does not say how long it trains; multiples of six, so that EQUAL_COST and the halves are whole."""
+EQUAL_COST = (2, 3)
+"""A training that holds the height is measured once in each epoch of its first half, in three passes over the examples
+(both ends and the middle of a segment); an epoch of training costs three too, backward twice forward. So 2/3 of the
+epochs cost as many passes as all epochs of the others."""
+FIRST_RATE = 0.02
+"""Where rising schedules start and end."""
+TUNED_SEEDS = (*OTHER_SEEDS, AUTHORS_SEED + 3)
+"""The best of a grid is trained again with three seeds that played no part in choosing it."""
+
+SCHEDULES: Mapping[str, str] = {
+    "cyclical": "cyclical (CLR)",
+    "trapezoid": "trapezoid",
+    "stepwise": "stepwise annealing",
+    "hold": "height held",
+}
+"""What is compared: role -> its name."""
+EQUAL = "hold-equal"
+"""Role of the trainings that hold the height for as many forward passes as the others take."""
+
+GRID: Mapping[str, tuple[dict[str, float | int], ...]] = {
+    **{
+        schedule: tuple({"peak_rate": peak, "cycles": cycles} for peak in (0.1, 0.3, 1.0) for cycles in (2, 4))
+        for schedule in ("cyclical", "trapezoid")
+    },
+    "stepwise": tuple({"learning_rate": rate, "decay": decay} for rate in (0.1, 0.3, 1.0) for decay in (0.1, 0.3)),
+    "hold": tuple(
+        {"target_height": height, "peak_rate": peak} for height in (0.005, 0.02, 0.08) for peak in (0.3, 1.0)
+    ),
+}
+"""Six settings of each schedule; the heights are about those that a fixed rate of 0.1 has in epochs 1, 10, and more."""
+SMOKE_GRID = {schedule: points[:1] for schedule, points in GRID.items()}
+
+
+def grid(architecture: Architecture, scale: Scale) -> dict[str, dict[str, Experiment]]:
+    """The trainings to choose from: schedule -> role -> experiment, all with the first seed."""
+    plain = replace(base(architecture, scale), epochs=EPOCHS[scale], learning_rate=FIRST_RATE)
+    points = SMOKE_GRID if scale == "smoke" else GRID
+    return {
+        schedule: {
+            f"{schedule}, {', '.join(f'{name} {value:g}' for name, value in point.items())}": replace(
+                plain, schedule=schedule, **point, **_watching(schedule, plain.epochs)
+            )
+            for point in points[schedule]
+        }
+        for schedule in SCHEDULES
+    }
+
+
+def best(runs: Mapping[str, Sequence[sgdwalk.Run]], roles: Mapping[str, Experiment]) -> str:
+    """The role whose training ends with the highest validation accuracy; of several, the first."""
+    return max(roles, key=lambda role: float(runs[role][0].epochs["validation_accuracy"].iloc[-1]))
+
+
+def tuned(chosen: Mapping[str, Experiment], scale: Scale) -> dict[str, tuple[Experiment, ...]]:
+    """The trainings that are compared, by role, from the chosen setting of each schedule."""
+    seeds = (AUTHORS_SEED,) if scale == "smoke" else TUNED_SEEDS
+    numerator, denominator = EQUAL_COST
+    hold = chosen["hold"]
+    epochs = hold.epochs * numerator // denominator
+    roles = {**chosen, EQUAL: replace(hold, epochs=epochs, **_watching("hold", epochs))}
+    return {role: tuple(replace(each, seed=seed) for seed in seeds) for role, each in roles.items()}
+
+
+def _watching(schedule: str, epochs: int) -> dict:
+    """The height is measured at the first update of each epoch up to the annealing, where it steers the rate."""
+    if schedule != "hold":
+        return {"watch": False}
+    return {"watch_first": 1, "watch_epochs": tuple(range(1, epochs // 2 + 1)), "num_points": 2}
