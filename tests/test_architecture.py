@@ -13,7 +13,7 @@ SOURCE = Path(sgdwalk.__file__).parent
 
 LAYERS = [
     {"errors", "records", "text"},
-    {"when", "valley", "provenance", "lock", "norm_growth"},
+    {"when", "valley", "provenance", "lock", "norm_growth", "multilevel"},
     {"rows"},
     {"store"},
     {"run"},
@@ -29,8 +29,9 @@ LAYERS = [
     {"replica", "trajectory", "checkpoints"},
     {"objective"},
     {"operators"},
-    {"shared_layer", "probes", "measures", "overheard"},
-    {"segment"},
+    {"shared_layer", "probes", "measures", "overheard", "outputs"},
+    {"segment", "units"},
+    {"certified"},
     {"examples", "standing"},
     {"outer_products"},
     {"noise", "residual"},

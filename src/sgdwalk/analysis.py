@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sgdwalk.errors import InputError
+from sgdwalk.run import CERTIFIED_COLUMNS
 from sgdwalk.sampling import mean_of_consecutive, mean_of_steps
 from sgdwalk.text import plain
 
@@ -34,7 +35,7 @@ SEGMENT_COLUMNS = (
 """Columns of ``run.steps`` that come from the losses along a segment: they exist on watched steps only."""
 UPDATE_COLUMNS = ("cosine", "distance", "next_distance", "grad_norm", "param_norm", "update_norm")
 """Columns of ``run.steps`` that every update has."""
-_OTHER_COLUMNS = ("epoch", "learning_rate", "batch_loss", "loss_noise", "alpha_star_r2")
+_OTHER_COLUMNS = ("epoch", "learning_rate", "batch_loss", "loss_noise", "alpha_star_r2", *CERTIFIED_COLUMNS)
 _USUAL_REASONS = {"barrier_significant": "the noise of the loss was not measured"}
 _COUNTS = (
     "num_updates",

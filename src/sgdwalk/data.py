@@ -88,6 +88,16 @@ class EvaluationData:
     def __iter__(self) -> Iterator[Any]:
         return (self._batches[index] for index in range(len(self)))
 
+    def rows(self, index: int, low: int, high: int) -> Any:
+        """Examples low to high of one batch.
+
+        Raises:
+            ValueError: where a tensor of the batch has no row for each example, so that it cannot be cut.
+        """
+        if isinstance(self._batches, _IndexedTensors):
+            return self._batches.rows(index, low, high)
+        return cut_rows(self[index], self.sizes[index], low, high)
+
     def versions(self) -> list[int]:
         """Version counters of the data's tensors: they change where an example is written to in place."""
         trees = self._batches.tensors if isinstance(self._batches, _IndexedTensors) else self._batches
@@ -121,6 +131,13 @@ class _IndexedTensors(Sequence):
         if isinstance(block, slice):
             return tuple(tensor[block] for tensor in self.tensors)
         return tuple(tensor.index_select(0, block.to(tensor.device)) for tensor in self.tensors)
+
+    def rows(self, index: int, low: int, high: int) -> Any:
+        """Rows low to high of one block, without gathering the others."""
+        block = self._blocks[index]
+        if isinstance(block, slice):
+            return tuple(tensor[block][low:high] for tensor in self.tensors)
+        return tuple(tensor.index_select(0, block[low:high].to(tensor.device)) for tensor in self.tensors)
 
 
 def evaluation_data(

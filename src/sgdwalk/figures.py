@@ -165,7 +165,17 @@ def heights(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pic
     check_runs(runs)
     caption = "Half the sum of the losses at both ends of a segment less the lowest loss along it, in nats per example."
     columns = [_Column("height", "Height above the valley floor", _logarithmic)]
-    return _over_steps(runs, "How high above the floor", caption, columns, steps, width, height=180)[0]
+    certified = [run for run in runs if "height_low" in run.steps]
+    if certified:
+        caption = f"{caption[:-1]}; the band is the 95 % interval of an estimated height."
+    picture, (ax,) = _over_steps(runs, "How high above the floor", caption, columns, steps, width, height=180)
+    for run in certified:
+        table = within(run.steps, steps)
+        x, low = drawing.with_gaps(table.index, table["height_low"])
+        _, high = drawing.with_gaps(table.index, table["height_high"])
+        colour, _ = drawing.style_of(runs.index(run))
+        ax.fill_between(x, low, high, color=drawing.COLOURS[colour], alpha=0.2, linewidth=0)
+    return picture
 
 
 def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Picture:

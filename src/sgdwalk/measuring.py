@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from sgdwalk.certified import Certification, CertifiedSegments
 from sgdwalk.data import EvaluationData
 from sgdwalk.measures import Here, Measured, columns
 from sgdwalk.objective import Forward, FullLoss, LossFunction, LossSums
@@ -51,6 +52,7 @@ class Measuring:
         batchnorm: str,
         evaluate_on: str,
         num_points: int,
+        certified: Certification | None = None,
     ):
         self.num_points = num_points
         self.num_watched = 0
@@ -62,11 +64,19 @@ class Measuring:
             loss_fn,
             forward,
         )
-        self.full_loss = self._build()
+        self._certification = certified
+        self._loss_noise = NAN
+        self._take_full_loss()
         self._kept: LossSums | None = None
         self._kept_fingerprint = b""
         self._data_versions = data.versions()
         self._told: set[str] = set()
+
+    def _take_full_loss(self) -> None:
+        self.full_loss = self._build()
+        self._certified = None
+        if self._certification is not None:
+            self._certified = CertifiedSegments(self.full_loss, self.num_points, *self._certification)
 
     def begin(self) -> list[str]:
         """Evaluate L(θ_0), checking loss_fn and determinism on the way; returns what could not be checked."""
@@ -97,15 +107,22 @@ class Measuring:
     def forget(self) -> None:
         """The parameters moved since the last evaluation: its loss is no start of a segment."""
         self._kept = None
+        if self._certified is not None:
+            self._certified.forget()
 
     def rebuild(self) -> None:
         """The walked parameters are others now."""
-        self.full_loss = self._build()
+        self._take_full_loss()
         self.full_loss.use_channels_last()
         self.forget()
 
     def measure(
-        self, here: Callable[..., Here], *, segment: bool, measures: Mapping[str, Callable[[Here], Measured]]
+        self,
+        here: Callable[..., Here],
+        *,
+        step: int,
+        segment: bool,
+        measures: Mapping[str, Callable[[Here], Measured]],
     ) -> Measurement:
         """Measure between the trajectory's kept point θ_t and the model's parameters θ_{t+1}."""
         result = Measurement()
@@ -113,12 +130,15 @@ class Measuring:
         with self.full_loss.evaluating():
             fingerprint = self.full_loss.fingerprint()
             known = self._kept if fingerprint == self._kept_fingerprint else None
-            self.forget()
+            self._kept = None
+            if not segment:
+                self.forget()
             if segment:
                 try:
-                    known, self._kept = self._segment(result, known)
+                    known, self._kept = self._segment(result, step, known)
                     self._kept_fingerprint = fingerprint
                 except Exception as error:
+                    self.forget()
                     result.failures.append(("segment", error))
                     result.reasons["segment"] = f"measurement failed: {type(error).__name__}: {error}"
             place = here(self._trajectory.point, self.full_loss, known)
@@ -130,24 +150,36 @@ class Measuring:
         self._remark(result)
         return result
 
-    def _segment(self, result: Measurement, known: LossSums | None) -> tuple[LossSums, LossSums]:
+    def _segment(self, result: Measurement, step: int, known: LossSums | None) -> tuple[LossSums, LossSums]:
         site = self.full_loss.site
         start, end = site.vector.views(self._trajectory.point), site.here
-        losses = exact_segment(self.full_loss, start, end, self.num_points, known)
-        result.segment = as_points(losses)
+        due = self.num_watched % NOISE_EVERY == 0
+        if self._certified is None:
+            losses = exact_segment(self.full_loss, start, end, self.num_points, known)
+            first, last = losses[0], losses[-1]
+            result.segment = as_points(losses)
+        else:
+            why = "the noise of the loss was measured" if due else ""
+            found = self._certified.measure(start, end, known, step=step, loss_noise=self._loss_noise, exactly=why)
+            losses, first, last = found.losses, found.start, found.end
+            result.segment = found.points
+            result.measures.update(found.effort)
+            result.remarks += found.remarks
+            if found.why_exact:
+                result.reasons["looks"] = found.why_exact
         undefined = [point.alpha for point in result.segment if not math.isfinite(point.loss)]
         if undefined:
             listed = ", ".join(f"{alpha:g}" for alpha in undefined)
             result.reasons["segment"] = f"the loss is not finite at α = {listed}"
-        if self.num_watched % NOISE_EVERY == 0:
+        if due and losses is not None:
             try:
-                result.loss_noise = loss_noise(self.full_loss, start, end, losses)
+                result.loss_noise = self._loss_noise = loss_noise(self.full_loss, start, end, losses)
                 if math.isnan(result.loss_noise):
                     result.reasons["loss_noise"] = "a loss is not finite"
             except Exception as error:
                 result.reasons["loss_noise"] = f"no evaluation in float64: {type(error).__name__}: {error}"
         self.num_watched += 1
-        return losses[0], losses[-1]
+        return first, last
 
     def _look_at_data(self, result: Measurement) -> None:
         versions = self.full_loss.data.versions()
@@ -179,6 +211,8 @@ class Measuring:
             "num_watched": self.num_watched,
             "kept": None if kept is None else {"sums": list(kept.sums), "counts": list(kept.counts)},
             "kept_fingerprint": self._kept_fingerprint.hex(),
+            "loss_noise": self._loss_noise,
+            "certified": None if self._certified is None else self._certified.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -186,6 +220,9 @@ class Measuring:
         kept = state["kept"]
         self._kept = None if kept is None else LossSums(tuple(kept["sums"]), tuple(kept["counts"]))
         self._kept_fingerprint = bytes.fromhex(state["kept_fingerprint"])
+        self._loss_noise = state["loss_noise"]
+        if self._certified is not None:
+            self._certified.load_state_dict(state["certified"])
 
 
 def take(name: str, measure: Callable[[Here], Measured], here: Here, result: Measurement) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgdwalk.data import EvaluationData, cut_rows, map_tensors
+from sgdwalk.data import EvaluationData, map_tensors
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
 from sgdwalk.replica import Replica, Site, batchnorm_layers, function_state, update_digest
@@ -140,7 +140,8 @@ class FullLoss:
         self.site.set_memory_format(torch.channels_last if yes else torch.contiguous_format)
         self.channels_last = yes
 
-    def _prepared(self, batch: Any) -> Any:
+    def as_input(self, batch: Any) -> Any:
+        """A batch as the site's module takes it: on its device, in its dtype and memory format."""
         dtype = self.site.leaves[0].dtype
 
         def prepare(tensor: Tensor) -> Tensor:
@@ -156,12 +157,12 @@ class FullLoss:
 
     def prepared(self, index: int) -> Any:
         """An evaluation batch as the site's module takes it: on its device, in its dtype and memory format."""
-        return self._prepared(self.data[index])
+        return self.as_input(self.data[index])
 
     def batch(self, index: int) -> tuple[Tensor | float, Tensor | float]:
         batch = self.data[index]
         try:
-            return self.sum_and_count(*self.forward(self.site.module, self._prepared(batch)), self.data.sizes[index])
+            return self.sum_and_count(*self.forward(self.site.module, self.as_input(batch)), self.data.sizes[index])
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or self.mixes_examples or self.data.sizes[index] < 2:
                 raise
@@ -174,7 +175,7 @@ class FullLoss:
         for low, high in ((0, size // 2), (size // 2, size)):
             part = map_tensors(lambda tensor, low=low, high=high: tensor[low:high], batch)
             try:
-                value, number = self.sum_and_count(*self.forward(self.site.module, self._prepared(part)), high - low)
+                value, number = self.sum_and_count(*self.forward(self.site.module, self.as_input(part)), high - low)
                 total, count = total + float(value), count + float(number)
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or high - low < 2:
@@ -189,10 +190,8 @@ class FullLoss:
         Raises:
             ValueError: where a tensor of the batch has no row for each example, so that it cannot be cut.
         """
-        batch = self.data[index]
-        if high is not None:
-            batch = cut_rows(batch, self.data.sizes[index], low, high)
-        return self.forward(self.site.module, self._prepared(batch))
+        batch = self.data[index] if high is None else self.data.rows(index, low, high)
+        return self.forward(self.site.module, self.as_input(batch))
 
     def sum_and_count(self, output: Any, target: Any, size: int) -> tuple[Tensor | float, Tensor | float]:
         return self.as_sum_and_count(self.loss_fn(output, target), size)

@@ -42,6 +42,14 @@ STEP_TABLE_COLUMNS = (
 )
 """The columns that ``Run.steps`` always has, in order; measures and reasons follow."""
 
+BOUND_COLUMNS = ("height_low", "height_high", "floor_low", "floor_high")
+EFFORT_COLUMNS = ("looks", "nodes", "examples_evaluated")
+CERTIFIED_COLUMNS = (*BOUND_COLUMNS, *EFFORT_COLUMNS)
+"""Columns that follow them in a walk watched with ``method="certified"``."""
+
+
+UNDECIDED = "the interval of the estimated losses leaves it undecided"
+
 
 class Run:
     """An immutable snapshot of a walk: raw measurements, and every table derived from them.
@@ -92,6 +100,8 @@ class Run:
     @property
     def steps(self) -> pd.DataFrame:
         """One row an update, indexed by ``step``: ``STEP_TABLE_COLUMNS``, then one column a measure, then reasons.
+
+        A walk watched with ``method="certified"`` has ``CERTIFIED_COLUMNS`` before the measures.
 
         A reason column ``<name>_reason`` says why a value is undefined, and is there only where any value is;
         ``segment_reason`` speaks for all that comes from the losses along the segment. ``loss_noise`` of a watched
@@ -155,7 +165,11 @@ class Run:
         for name in ("barrier", "barrier_significant"):
             columns[name] = pd.array(columns[name], dtype="boolean")
         table = {name: columns[name] for name in STEP_TABLE_COLUMNS}
-        for name in dict.fromkeys(name for record in self._steps for name in record.measures):
+        names = dict.fromkeys(name for record in self._steps for name in record.measures)
+        if "looks" in names:
+            table.update({name: columns[name] for name in BOUND_COLUMNS})
+            names = dict.fromkeys([*EFFORT_COLUMNS, *names])
+        for name in names:
             table[name] = _floats(record.measures.get(name, NAN) for record in self._steps)
         table.update(self._reasons(watched, columns))
         return pd.DataFrame(table, index=pd.Index([record.step for record in self._steps], dtype="int64", name="step"))
@@ -168,6 +182,8 @@ class Run:
         undefined = watched & np.isnan(columns["barrier_height"])
         for index in np.flatnonzero(undefined):
             reasons["barrier"][index] = self._steps[index].reasons["segment"]
+        for index in np.flatnonzero(watched & ~undefined & pd.isna(columns["barrier"])):
+            reasons["barrier"][index] = UNDECIDED
         for index in np.flatnonzero(watched & np.isnan(columns["alpha_star"])):
             reasons["alpha_star"][index] = (
                 self._steps[index].reasons["segment"]
@@ -202,20 +218,25 @@ def open_run(path: str | Path) -> Run:
 
 
 def _derived(records: Sequence[StepRecord], loss_noise: NDArray[np.float64]) -> dict[str, NDArray]:
-    """The columns of ``valley.summarize`` for all steps; undefined where a step was not watched."""
+    """The columns of :mod:`sgdwalk.valley` for all steps; undefined where a step was not watched."""
     by_grid: dict[tuple[float, ...], list[int]] = defaultdict(list)
     for index, record in enumerate(records):
         if record.segment:
             by_grid[tuple([point.alpha for point in record.segment])].append(index)
     columns = {
         name: np.full(len(records), None if column.dtype == object else NAN, dtype=column.dtype)
-        for name, column in valley.summarize([0.0, 0.5, 1.0], np.empty((0, 3)), []).items()
+        for name, column in _of_segments([0.0, 0.5, 1.0], np.empty((0, 3)), np.empty((0, 3)), np.empty(0)).items()
     }
     for grid, indices in by_grid.items():
         losses = np.array([[point.loss for point in records[index].segment] for index in indices])
-        for name, column in valley.summarize(grid, losses, loss_noise[indices]).items():
+        halfwidths = np.array([[point.halfwidth for point in records[index].segment] for index in indices])
+        for name, column in _of_segments(grid, losses, halfwidths, loss_noise[indices]).items():
             columns[name][indices] = column
     return columns
+
+
+def _of_segments(grid: Any, losses: NDArray, halfwidths: NDArray, loss_noise: NDArray) -> dict[str, NDArray]:
+    return {**valley.summarize(grid, losses, loss_noise, halfwidths), **valley.bounds(losses, halfwidths)}
 
 
 def _last_known(noise: NDArray[np.float64], watched: NDArray[np.bool_]) -> NDArray[np.float64]:

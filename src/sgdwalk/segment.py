@@ -27,46 +27,48 @@ def exact_segment(
 
     To be called inside ``full_loss.evaluating()``; afterwards the site stands at the segment's end.
     """
+    alphas = [alpha for alpha in grid(num_points) if alpha > 0.0 or known_start is None]
+    losses = losses_at(full_loss, start, end, alphas)
+    return losses if known_start is None else [known_start, *losses]
+
+
+def losses_at(
+    full_loss: FullLoss, start: Sequence[Tensor], end: Sequence[Tensor], alphas: Sequence[float]
+) -> list[LossSums]:
+    """L at (1 - α) start + α end for every α given, over all evaluation batches.
+
+    To be called inside ``full_loss.evaluating()``; afterwards the site stands at the last α.
+    """
     try:
         shared = find_shared_layer(full_loss)
         if shared is not None:
-            return _with_shared_layer(full_loss, start, end, num_points, known_start, shared)
+            return _with_shared_layer(full_loss, start, end, alphas, shared)
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):  # where memory lacks, batches are cut below
             raise
     losses = []
-    for alpha in grid(num_points):
-        if alpha == 0.0 and known_start is not None:
-            losses.append(known_start)
-            continue
+    for alpha in alphas:
         lerp_into(full_loss.site.targets, start, end, alpha)
         losses.append(full_loss.sums())
     return losses
 
 
 def _with_shared_layer(
-    full_loss: FullLoss,
-    start: Sequence[Tensor],
-    end: Sequence[Tensor],
-    num_points: int,
-    known_start: LossSums | None,
-    shared: SharedLayer,
+    full_loss: FullLoss, start: Sequence[Tensor], end: Sequence[Tensor], alphas: Sequence[float], shared: SharedLayer
 ) -> list[LossSums]:
     """The same, batch group by batch group, so that a group's inputs and first outputs serve all points."""
-    alphas = [alpha for alpha in grid(num_points) if alpha > 0.0 or known_start is None]
-    pairs: dict[float, list[Any]] = {alpha: [] for alpha in alphas}
+    pairs: list[list[Any]] = [[] for _ in alphas]
     with shared.installed(start, end):
         for group in _groups(full_loss, shared.layer.out_features):
             batches = {index: full_loss.prepared(index) for index in group}
-            for alpha in alphas:
+            for alpha, found in zip(alphas, pairs, strict=True):
                 lerp_into(full_loss.site.targets, start, end, alpha)
                 for index, batch in batches.items():
                     shared.at(alpha, index, batch[0])
                     output, target = full_loss.forward(full_loss.site.module, batch)
-                    pairs[alpha].append(full_loss.sum_and_count(output, target, full_loss.data.sizes[index]))
+                    found.append(full_loss.sum_and_count(output, target, full_loss.data.sizes[index]))
             shared.forget()
-    losses = [as_sums(pairs[alpha]) for alpha in alphas]
-    return losses if known_start is None else [known_start, *losses]
+    return [as_sums(found) for found in pairs]
 
 
 def _groups(full_loss: FullLoss, out_features: int) -> Iterator[range]:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from sgdwalk.run import Run
 
 
+EXACT_LOOK = 3
+"""``looks`` of a step whose losses are exact."""
+
+
 def describe(run: Run) -> list[str]:
     """What a walk did, in five plain sentences: how far it was watched, its bounces, its barriers, its turns, its way.
 
-    And one more for each of its measures that has a threshold: how near it came.
+    One more where its losses are estimated, and one for each of its measures that has a threshold: how near it came.
 
     >>> len(describe(run))
     5
@@ -30,6 +34,7 @@ def describe(run: Run) -> list[str]:
         _about_barriers(run, numbers),
         _about_turns(numbers),
         _about_the_way(numbers),
+        *_about_the_estimate(run),
         *_about_edges(run),
     ]
 
@@ -45,6 +50,20 @@ def _about_the_loss(run: Run, numbers: dict[str, Any]) -> str:
         f"{made}; the full training loss was measured along {numbers['num_watched']:,} of them and went from "
         f"{number(losses['loss'].iloc[0])} to {number(losses['next_loss'].iloc[-1])}."
     )
+
+
+def _about_the_estimate(run: Run) -> list[str]:
+    if "looks" not in run.steps:
+        return []
+    steps = run.steps[run.steps["looks"].notna()]
+    estimated = steps[steps["looks"] < EXACT_LOOK]
+    if estimated.empty:
+        return [f"All {count(len(steps), 'segment')} turned out to need the exact losses."]
+    width = ((estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]).median()
+    return [
+        f"Its losses are estimated along {len(estimated):,} of {count(len(steps), 'segment')}, the height to within "
+        f"{100 * width:.1f} % of it (the median of the 95 % intervals)."
+    ]
 
 
 def _about_the_floor(numbers: dict[str, Any]) -> str:

@@ -182,6 +182,9 @@ def _draw_losses(ax: Axes, watched: pd.DataFrame, rows: pd.DataFrame, colour: st
     # Points of a segment are at most half a step apart, and where one segment ends the next one begins.
     x, loss = drawing.with_gaps(rows["step"] + rows["alpha"], rows["loss"], largest=0.75)
     ax.plot(*drawing.thinned(x, loss, MOST_LOSSES, bridge=True), color=COLOURS["ink"], linewidth=1.1, zorder=3)
+    estimated = rows[rows["kind"] == "estimated"]
+    if len(estimated):
+        _draw_intervals(ax, rows)
     steps = watched.index.to_numpy()
     floor = drawing.with_gaps(steps, watched["floor"])[1]
     where = drawing.with_gaps(steps, steps + watched["floor_alpha"])[1]
@@ -196,9 +199,24 @@ def _draw_losses(ax: Axes, watched: pd.DataFrame, rows: pd.DataFrame, colour: st
         ax.plot(iterates.index, iterates, marker, color=COLOURS[colour], markersize=3.8, markeredgewidth=0, zorder=5)
     else:
         notes.append("There are too many iterates to mark them.")
+    if len(estimated):
+        number, total = estimated["step"].nunique(), rows["step"].nunique()
+        notes.append(
+            f"On {number:,} of {count(total, 'segment')} the loss is estimated; the band is its 95 % interval."
+        )
     if len(rows) > MOST_LOSSES:
         notes.append("The loss is drawn through the lowest and the highest value of every short stretch.")
     return notes
+
+
+def _draw_intervals(ax: Axes, rows: pd.DataFrame) -> None:
+    """The bands in which estimated losses lie; segments too many to be told apart get none."""
+    if len(rows) > MOST_LOSSES:
+        return
+    where = rows["step"] + rows["alpha"]
+    x, low = drawing.with_gaps(where, rows["loss"] - rows["halfwidth"], largest=0.75)
+    _, high = drawing.with_gaps(where, rows["loss"] + rows["halfwidth"], largest=0.75)
+    ax.fill_between(x, low, high, color=COLOURS["ink"], alpha=0.2, linewidth=0, zorder=2)
 
 
 def _lines_at_iterates(ax: Axes, table: pd.DataFrame) -> None:

@@ -119,6 +119,70 @@ def barrier_height(losses: ArrayLike) -> NDArray[np.float64]:
     return np.where(finite, losses[..., 1:-1].max(axis=-1) - ends, np.nan)
 
 
+def barrier(losses: ArrayLike, halfwidths: ArrayLike = 0.0, above: ArrayLike = 0.0) -> NDArray[np.object_]:
+    """Whether some interior loss is above both ends: True, False, or None where that is undefined or undecided.
+
+    With losses known within an interval: True where an interior lower bound is above both ends' upper bounds, False
+    where no interior upper bound is above the higher of the ends' lower bounds.
+
+    Args:
+        losses: full losses by increasing α, nats per example, shape ``(points,)`` or ``(segments, points)``.
+        halfwidths: of their intervals, in the same shape or a scalar; 0 for exact losses.
+        above: by how much a barrier must rise to count, nats per example, shape ``(segments,)`` or a scalar.
+
+    Returns:
+        One answer a segment.
+
+    Raises:
+        InputError: fewer than three points, so that there is no interior.
+
+    >>> barrier([1.0, 1.75, 0.5]).item(), barrier([1.0, 1.75, 0.5], [0.0, 0.8, 0.0]).item()
+    (True, None)
+
+    Source: "A Walk with SGD", Table 1.
+    """
+    losses, finite = _checked(losses)
+    halfwidths = np.broadcast_to(np.asarray(halfwidths, dtype=np.float64), losses.shape)
+    lower, upper = losses - halfwidths, losses + halfwidths
+    # Differences, as in barrier_height: exact losses then give the same answer to the last bit.
+    surely = lower[..., 1:-1].max(axis=-1) - np.maximum(upper[..., 0], upper[..., -1]) > above
+    maybe = upper[..., 1:-1].max(axis=-1) - np.maximum(lower[..., 0], lower[..., -1]) > above
+    return _true_false_unknown(np.asarray(surely), finite & (surely == maybe))
+
+
+def bounds(losses: ArrayLike, halfwidths: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Between what floor and height lie where the losses lie within their intervals.
+
+    The floor is monotone in every loss, so it lies between the lowest lower and the lowest upper bound; the height,
+    with the ends where they are, lies accordingly.
+
+    Args:
+        losses: full losses by increasing α, nats per example, shape ``(points,)`` or ``(segments, points)``.
+        halfwidths: of their intervals, in the same shape; 0 for exact losses, as the ends are.
+
+    Returns:
+        ``floor_low``, ``floor_high``, ``height_low``, ``height_high``, one value a segment; NaN where a loss is not
+        finite.
+
+    Raises:
+        InputError: fewer than three points, so that there is no interior.
+
+    >>> found = bounds([1.0, 0.25, 0.5], [0.0, 0.125, 0.0])
+    >>> float(found["height_low"]), float(found["height_high"])
+    (0.375, 0.625)
+    """
+    losses, finite = _checked(losses)
+    halfwidths = np.asarray(halfwidths, dtype=np.float64)
+    low, high = (losses - halfwidths).min(axis=-1), (losses + halfwidths).min(axis=-1)
+    columns = {
+        "floor_low": low,
+        "floor_high": high,
+        "height_low": ((losses[..., 0] - high) + (losses[..., -1] - high)) / 2,
+        "height_high": ((losses[..., 0] - low) + (losses[..., -1] - low)) / 2,
+    }
+    return {name: np.where(finite, column, np.nan) for name, column in columns.items()}
+
+
 def fit_parabola(alpha: ArrayLike, losses: ArrayLike) -> Parabola:
     """α*: the minimum of the parabola c₀ + c₁ α + c₂ α² fitted to the segment's losses, α* = -c₁ / (2 c₂).
 
@@ -164,15 +228,20 @@ def fit_parabola(alpha: ArrayLike, losses: ArrayLike) -> Parabola:
     return Parabola(np.where(trusted, alpha_star, np.nan), r2)
 
 
-def summarize(alpha: ArrayLike, losses: ArrayLike, loss_noise: ArrayLike) -> dict[str, NDArray]:
+def summarize(
+    alpha: ArrayLike, losses: ArrayLike, loss_noise: ArrayLike, halfwidths: ArrayLike = 0.0
+) -> dict[str, NDArray]:
     """Every derived column of many segments at once.
 
-    A barrier is significant when barrier_height > 2 loss_noise.
+    A barrier is significant when it rises above the ends by more than 2 loss_noise. Where a loss is known within an
+    interval only, ``barrier`` and ``barrier_significant`` are None where the interval does not decide; all other
+    columns are those of the losses as they are, and :func:`bounds` says how far off they may be.
 
     Args:
         alpha: the grid shared by all segments, increasing from 0 to 1, shape ``(points,)``.
         losses: full losses, nats per example, shape ``(segments, points)``.
         loss_noise: largest known rounding error of a loss, nats per example, NaN where unknown, shape ``(segments,)``.
+        halfwidths: of the losses' intervals, shape ``(segments, points)`` or a scalar; 0 for exact losses.
 
     Returns:
         Columns of shape ``(segments,)``: ``loss``, ``next_loss``, ``floor``, ``floor_alpha``, ``height``, ``barrier``,
@@ -191,6 +260,8 @@ def summarize(alpha: ArrayLike, losses: ArrayLike, loss_noise: ArrayLike) -> dic
     losses = np.asarray(losses, dtype=np.float64)
     loss_noise = np.asarray(loss_noise, dtype=np.float64)
     rise = barrier_height(losses)
+    significant = barrier(losses, halfwidths, 2 * np.nan_to_num(loss_noise))
+    significant[~np.isfinite(loss_noise)] = None
     parabola = fit_parabola(alpha, losses)
     ends = np.where(np.isfinite(losses), losses, np.nan)
     return {
@@ -199,9 +270,9 @@ def summarize(alpha: ArrayLike, losses: ArrayLike, loss_noise: ArrayLike) -> dic
         "floor": floor(losses),
         "floor_alpha": floor_alpha(alpha, losses),
         "height": height(losses),
-        "barrier": _true_false_unknown(rise > 0, np.isfinite(rise)),
+        "barrier": barrier(losses, halfwidths),
         "barrier_height": rise,
-        "barrier_significant": _true_false_unknown(rise > 2 * loss_noise, np.isfinite(rise) & np.isfinite(loss_noise)),
+        "barrier_significant": significant,
         "alpha_star": parabola.alpha_star,
         "alpha_star_r2": parabola.r2,
     }

@@ -371,7 +371,9 @@ class Walk:
                         take(name, measure, place, result)
         else:
             try:
-                result = self._measuring.measure(self._here, segment="segment" in due, measures=measures)
+                result = self._measuring.measure(
+                    self._here, step=self._step, segment="segment" in due, measures=measures
+                )
             except Exception as error:  # the model could not be copied again, say
                 reasons = dict.fromkeys(due, f"measurement failed: {type(error).__name__}: {error}")
                 result = Measurement(reasons=reasons, failures=[(name, error) for name in sorted(due)])

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from sgdwalk.certified import Certification
 from sgdwalk.data import EvaluationData, evaluation_data
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
 from sgdwalk.hooks import bare_optimizer
@@ -27,7 +28,7 @@ from sgdwalk.objective import Forward, LossFunction
 from sgdwalk.provenance import check_resumable, provenance
 from sgdwalk.records import SCHEMA_VERSION
 from sgdwalk.replica import bare_module, batchnorm_layers
-from sgdwalk.run import STEP_TABLE_COLUMNS
+from sgdwalk.run import CERTIFIED_COLUMNS, STEP_TABLE_COLUMNS
 from sgdwalk.store import START_FILE, RunWriter, fsync_folder, holds_run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.walk import Walk, learning_rate
@@ -47,7 +48,10 @@ def watch(
     num_points: int = 10,
     batch_size: int | None = None,
     batchnorm: Literal["train", "eval"] = "train",
-    method: str = "exact",
+    method: Literal["exact", "certified"] = "exact",
+    tolerance: float = 0.05,
+    barriers: Literal["estimated", "exact"] = "estimated",
+    sampling_seed: int = 0,
     measures: Measures | None = None,
     gauge: bool = False,
     steps_per_epoch: int | None = None,
@@ -78,7 +82,13 @@ def watch(
         num_points: intervals of the grid α = k / num_points; the paper's 10.
         batch_size: examples an evaluation batch; required with BatchNorm unless data come in batches.
         batchnorm: ``train`` takes each evaluation batch's statistics (paper, footnote 5), ``eval`` the running ones.
-        method: ``exact`` evaluates every point over all data.
+        method: ``exact`` evaluates every point over all data; ``certified`` the ends over all data and what lies
+            between them on samples, each loss with a 95 % interval that holds for the whole segment.
+        tolerance: of ``certified``: half-width of the height's interval, relative to the height (or four times the
+            loss noise, if that is more). A segment that needs it is evaluated exactly.
+        barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
+            it undecided.
+        sampling_seed: of ``certified``: the sample of each step is a function of it and of the step.
         measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
@@ -114,7 +124,9 @@ def watch(
 
     Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
-    _check_choices(method, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
+    _check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
+    _check_certification(tolerance, sampling_seed)
+    certified = Certification(tolerance, barriers, sampling_seed) if method == "certified" else None
     if when is not None and (loss_fn is None or data is None):
         raise InputError("Segments need loss_fn and data to evaluate the full loss: pass both, or when=None.")
     optimizers = _optimizers(optimizer)
@@ -133,6 +145,7 @@ def watch(
             batchnorm=batchnorm,
             evaluate_on=evaluate_on,
             num_points=num_points,
+            certified=certified,
         )
     _check_measures(measures or {}, taken=("gauge",) if gauge else ())
     schedules = {"segment": _bound(when, steps_per_epoch)}
@@ -153,6 +166,7 @@ def watch(
         "batch_size": max(evaluations.sizes) if evaluations is not None else None,
         "batchnorm": batchnorm,
         "method": method,
+        **({} if certified is None else certified.settings()),
         "precision": precision,
         "partition_seed": partition_seed,
         "evaluate_on": evaluate_on,
@@ -196,6 +210,7 @@ def watch(
 
 def _check_choices(
     method: str,
+    barriers: str,
     num_points: int,
     batchnorm: str,
     evaluate_on: str,
@@ -204,7 +219,8 @@ def _check_choices(
     steps_per_epoch: int | None,
 ) -> None:
     choices = {
-        "method": (method, ("exact",)),
+        "method": (method, ("exact", "certified")),
+        "barriers": (barriers, ("estimated", "exact")),
         "batchnorm": (batchnorm, ("train", "eval")),
         "evaluate_on": (evaluate_on, ("copy", "model")),
         "precision": (precision, ("float32",)),
@@ -220,6 +236,16 @@ def _check_choices(
         )
     if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
         raise InputError(f"steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}.")
+
+
+def _check_certification(tolerance: Any, seed: Any) -> None:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
+        raise InputError(
+            f"tolerance={tolerance!r}: a share of the height between 0 and 1 is wanted, such as 0.05; for exact "
+            'heights pass method="exact".'
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"sampling_seed must be an integer, got {seed!r}.")
 
 
 def _optimizers(optimizer: Any) -> list[Optimizer]:
@@ -269,7 +295,7 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _check_measures(measures: Mapping[str, Any], taken: tuple[str, ...]) -> None:
     for name, measure in measures.items():
-        if name in (*STEP_TABLE_COLUMNS, "step", *taken) or name.endswith("_reason"):
+        if name in (*STEP_TABLE_COLUMNS, *CERTIFIED_COLUMNS, "step", *taken) or name.endswith("_reason"):
             raise InputError(f"A measure cannot be named {name!r}, which is a column of its own: choose another name.")
         function = measure.measure if isinstance(measure, At) else measure
         if isinstance(function, type):

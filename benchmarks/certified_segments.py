@@ -1,0 +1,141 @@
+"""What a step costs with ``method="certified"`` beside the exact one: examples forwarded, and time.
+
+    python benchmarks/certified_segments.py --data-dir DIR [--net mlp|vgg11|resnet56] [--examples N] [--tolerance 0.05]
+
+Both methods watch a training of their own, from the same start and with the same batches, in turns within one process.
+The certified walk begins after ``--skip`` updates, and ``--before`` more of its steps are not counted; the exact one,
+whose ten passes over the data are what its cost is in examples, watches the steps that are. It shares a first linear
+layer's work between points where there is one (the MLP).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import common
+import nets
+import sgdwalk
+
+SIZES = {"mlp": 45_000, "vgg11": 10_000, "resnet56": 10_000}
+NETS = {"mlp": nets.mlp, "vgg11": nets.vgg11, "resnet56": nets.resnet56}
+WANTED = {("mlp", 0.05): "≤ 1/8", ("mlp", 0.01): "≤ 1/4", ("vgg11", 0.05): "≤ 1/4", ("resnet56", 0.05): "≤ 1/4"}
+
+
+class Training:
+    """A net, its optimizer and the walk that watches it."""
+
+    def __init__(
+        self, name: str, inputs: torch.Tensor, targets: torch.Tensor, options: Any, first: int, **watching: Any
+    ):
+        torch.manual_seed(0)
+        self.model = NETS[name]()
+        self.inputs, self.targets = inputs, targets
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=options.learning_rate)
+        self.walk = sgdwalk.watch(
+            self.model,
+            self.optimizer,
+            F.cross_entropy,
+            (inputs, targets),
+            batch_size=options.batch_size,
+            when=lambda step: step >= first,
+            on_error="raise",
+            **watching,
+        )
+
+    def update(self, rows: torch.Tensor) -> dict[str, float]:
+        """One update; wall and processor seconds of the optimizer's step with what watches it."""
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(self.inputs[rows]), self.targets[rows]).backward()
+        begin, processor = time.perf_counter(), time.process_time()
+        self.optimizer.step()
+        return {"seconds": time.perf_counter() - begin, "processor_seconds": time.process_time() - processor}
+
+
+def measure(name: str, options: Any) -> dict[str, Any]:
+    count = options.examples or SIZES[name]
+    inputs, targets = (common.mnist if name == "mlp" else common.cifar10)(options.data_dir, count)
+    sides = {
+        "certified": Training(
+            name, inputs, targets, options, first=options.skip, method="certified", tolerance=options.tolerance
+        ),
+        "exact": Training(name, inputs, targets, options, first=options.skip + options.before),
+    }
+    raw: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    batches = torch.Generator().manual_seed(1)
+    for step in range(options.skip + options.before + options.steps):
+        rows = torch.randint(count, (100,), generator=batches)
+        for side in sorted(sides, reverse=step % 2 == 1):
+            seconds = sides[side].update(rows)
+            if step >= options.skip + options.before:
+                raw[side].append(seconds)
+    runs = {side: training.walk.run for side, training in sides.items()}
+    certified, exact = (runs[side].steps.iloc[-options.steps :] for side in ("certified", "exact"))
+    # The first exact one has no kept start, and measures the noise of the loss.
+    counted = slice(1, None)
+    error = ((certified["height"] - exact["height"]) / exact["height"]).abs()
+    width = (certified["height_high"] - certified["height_low"]) / 2 / certified["height"]
+    inside = (certified["height_low"] <= exact["height"] + 1e-7) & (exact["height"] <= certified["height_high"] + 1e-7)
+    return {
+        "net": name,
+        "examples": count,
+        "tolerance": options.tolerance,
+        "seconds": {side: [each["seconds"] for each in values] for side, values in raw.items()},
+        "processor_seconds": {side: [each["processor_seconds"] for each in values] for side, values in raw.items()},
+        "passes": (certified["examples_evaluated"] / count).tolist(),
+        "looks": certified["looks"].tolist(),
+        "height": exact["height"].tolist(),
+        "height_error": error.tolist(),
+        "height_halfwidth": width.tolist(),
+        "outside": int((~inside).sum()),
+        "ratios": {
+            kind: common.ratio(*([each[kind] for each in raw[side][counted]] for side in ("certified", "exact")))
+            for kind in ("seconds", "processor_seconds")
+        },
+        "whole_processor_ratio": sum(each["processor_seconds"] for each in raw["certified"][counted])
+        / sum(each["processor_seconds"] for each in raw["exact"][counted]),
+    }
+
+
+def row(case: dict[str, Any]) -> dict[str, Any]:
+    passes = np.mean(case["passes"][1:])
+    return {
+        "net": case["net"],
+        "N": case["examples"],
+        "tolerance": case["tolerance"],
+        "steps": len(case["passes"]) - 1,
+        "passes, mean": float(passes),
+        "examples / exact": float(passes) / 10,
+        "processor time / exact": case["whole_processor_ratio"],
+        "time / exact (median)": case["ratios"]["seconds"]["median"],
+        "wanted": WANTED.get((case["net"], case["tolerance"]), ""),
+        "half-width, median": float(np.median(case["height_halfwidth"])),
+        "largest error": float(np.max(case["height_error"])),
+        "outside": case["outside"],
+        "exact looks": case["looks"].count(3.0),
+    }
+
+
+def main() -> None:
+    options = common.arguments(
+        __doc__.splitlines()[0],
+        net="mlp",
+        examples=0,
+        batch_size=100,
+        learning_rate=0.1,
+        tolerance=0.05,
+        skip=0,
+        before=12,
+        steps=8,
+    )
+    case = measure(options.net, options)
+    name = f"certified_segments_{options.net}_{options.tolerance:g}" + (f"_from_{options.skip}" if options.skip else "")
+    common.report(options.out, name, vars(options), case, [row(case)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The mean loss along a segment from a few of its units: estimate, band, and how many units to look at.
+
+A unit is a part of the data whose loss can be evaluated alone. Every unit's loss is known along the chord of its
+outputs (through both ends of the segment); what the chord misses is found on samples, in two levels: middle - chord,
+where the middle runs through one more node, and true - middle. Nothing here knows where the values come from.
+
+Shares: a unit's values are its sum of losses divided by the count of all data, so that L is their sum over units.
+
+Sources: M. B. Giles, "Multilevel Monte Carlo methods", Acta Numerica 24 (2015), for the levels; W. G. Cochran,
+"Sampling Techniques", 3rd edition (1977), chapters 2 and 12, for finite populations and nested samples; B. L. Welch,
+Biometrika 34 (1947), for the degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+MISSES = 0.05
+"""Share of the intervals that may miss, over both looks and all points together."""
+LOOKS = 2
+"""Looks at samples; the one after them is exact."""
+GROWTH = 3
+"""The second look has so many times the units of the first: fixed, so that its interval holds whatever that saw."""
+AIM = 0.75
+"""Share of the tolerated half-width that the first look is planned for."""
+PLANNED_FOR = 0.75
+"""Share of the steps remembered whose spread between units the first look is planned for."""
+OUTSTANDING = 5.0
+"""Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
+FEWEST = 6
+"""Units drawn at random for the second level, at least; the first level has twice as many."""
+
+Array = NDArray[np.float64]
+
+
+class Sizes(NamedTuple):
+    """How many units a look takes: with certainty, and at random at each level, the second's among the first's."""
+
+    certain: int
+    first: int
+    second: int
+
+
+class Levels(Protocol):
+    """The differences between the levels of given units, as shares; every row is by increasing α, zero at its nodes."""
+
+    def middle_minus_chord(self, units: NDArray[np.intp]) -> Array: ...  # (units, points)
+
+    def true_minus_middle(self, units: NDArray[np.intp]) -> Array: ...  # (units, points)
+
+
+class Estimate(NamedTuple):
+    """L along the grid with the standard deviation of the estimate."""
+
+    losses: Array
+    deviation: Array
+    degrees: Array
+    """Degrees of freedom of the deviation, Welch's."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the looks found."""
+
+    losses: Array
+    """Estimated L at every point of the grid.  # (points,)"""
+    halfwidths: Array
+    """Of the simultaneous interval; 0 at the ends.  # (points,)"""
+    looks: int
+    accepted: bool
+    """Whether the height is known as well as wanted; if not, the exact losses are needed."""
+    spread: tuple[float, float]
+    """Standard deviations of the two levels between units, times their number, in units of the tolerated height."""
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.losses).all() and np.isfinite(self.halfwidths).all())
+
+
+def nodes(num_points: int) -> tuple[int, int, int]:
+    """The points through which the middle level runs: the ends and the point at or next below the middle.
+
+    >>> nodes(10), nodes(5)
+    ((0, 5, 10), (0, 2, 5))
+    """
+    return 0, num_points // 2, num_points
+
+
+def estimate(chord: Array, certain: Array, first: Array, second: Array, num_random: int) -> Estimate:
+    """L = Σ chord + Σ over certain units + M (mean of the first level + mean of the second level).
+
+    With X = middle - chord on n₁ units drawn from M at random and Y = true - middle on the first n₂ of them, the
+    variance is M² [s²(X) (1/n₁ - 1/M) + s²(Y) (1/n₂ - 1/M) + 2 cov(X, Y) (1/n₁ - 1/M)].
+
+    Args:
+        chord: L along the chord.  # (points,)
+        certain: true - chord, summed over the units taken with certainty.  # (points,)
+        first: X of the units drawn.  # (n₁, points)
+        second: Y of the first n₂ of them.  # (n₂, points)
+        num_random: M, the units among which was drawn.
+
+    >>> import numpy as np
+    >>> whole = estimate(np.ones(1), np.zeros(1), np.full((4, 1), 0.5), np.full((4, 1), -0.25), 4)
+    >>> float(whole.losses[0]), float(whole.deviation[0])
+    (2.0, 0.0)
+    """
+    n1, n2 = len(first), len(second)
+    total = chord + certain + num_random * (first.mean(axis=0) + second.mean(axis=0))
+    away = second - second.mean(axis=0)
+    covariance = (away * first[:n2]).sum(axis=0) / (n2 - 1)
+    square = num_random**2
+    part1 = square * first.var(axis=0, ddof=1) * (1 / n1 - 1 / num_random)
+    part2 = square * (
+        (away**2).sum(axis=0) / (n2 - 1) * (1 / n2 - 1 / num_random) + 2 * covariance * (1 / n1 - 1 / num_random)
+    )
+    variance = np.maximum(part1 + part2, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        degrees = variance**2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
+    degrees = np.where(variance > 0, np.clip(degrees, n2 - 1, n1 + n2 - 2), n2 - 1)
+    return Estimate(total, np.sqrt(variance), degrees)
+
+
+def quantile(degrees: Array | float, num_estimated: int) -> Array:
+    """Student's quantile that makes the intervals of all estimated points hold at once, at every look (Bonferroni)."""
+    return stdtrit(degrees, 1 - MISSES / (2 * LOOKS * max(1, num_estimated)))
+
+
+def floor_interval(losses: Array, halfwidths: Array) -> tuple[float, float]:
+    """The floor lies between the lowest lower and the lowest upper bound: the minimum is monotone in every loss."""
+    return float((losses - halfwidths).min()), float((losses + halfwidths).min())
+
+
+def smallest(num_units: int) -> Sizes:
+    """The sizes of a look where the levels hardly differ between units, and where nothing is known yet."""
+    second = max(FEWEST, num_units // 80)
+    return Sizes(-(-second // 3), max(2 * FEWEST, num_units // 16), second)
+
+
+def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int) -> Sizes:
+    """Sizes for the first look: n ∝ sqrt(variance / cost) of each level, as earlier steps had them.
+
+    Args:
+        spreads: :attr:`Outcome.spread` of earlier steps.
+        num_units: U.
+        num_points: intervals of the grid.
+    """
+    sizes = smallest(num_units)
+    if not spreads:
+        return sizes
+    spread1, spread2 = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
+    cost = max(1, num_points - 2)  # evaluations of a unit at the second level for one at the first
+    first, second = sizes.first, sizes.second
+    for _ in range(4):  # the quantile depends on the sizes
+        part1, part2 = spread1**2 / first, spread2**2 / second
+        degrees = (part1 + part2) ** 2 / (part1**2 / (first - 1) + part2**2 / (second - 1)) if part1 + part2 else 1.0
+        wanted = (AIM / float(quantile(max(degrees, second - 1), num_points - 1))) ** 2
+        common = (spread1 + math.sqrt(cost) * spread2) / (wanted + (spread1**2 + spread2**2) / num_units)
+        second = max(sizes.second, math.ceil(spread2 * common / math.sqrt(cost)))
+        first = max(sizes.first, math.ceil(spread1 * common), second)
+    sizes = Sizes(-(-second // 3), first, second)
+    # Where so many would be needed, look at few: they may be enough, and if not, what they show is what to plan by.
+    return sizes if fits(sizes, num_units) else smallest(num_units)
+
+
+def fits(sizes: Sizes, num_units: int) -> bool:
+    """Whether a sample of these sizes can be drawn, and costs clearly less than the exact losses."""
+    return 2 * (sizes.certain + sizes.second) <= num_units and sizes.certain + sizes.first <= num_units
+
+
+def outstanding(signs: Array) -> int:
+    """How many units stand out by their signs: a sample would hardly meet them, and they may hold most of the error.
+
+    >>> import numpy as np
+    >>> outstanding(np.array([1.0] * 97 + [9.0, 9.0, 2.0])), outstanding(np.ones(100))
+    (2, 0)
+    """
+    return min(int((signs > OUTSTANDING * np.median(signs)).sum()), len(signs) // 40)
+
+
+def certify(
+    levels: Levels,
+    chord: Array,
+    signs: Array,
+    sizes: Sizes,
+    *,
+    tolerance: float,
+    loss_noise: float,
+    random: np.random.Generator,
+) -> Outcome | None:
+    """Look at samples until the half-width of the height is at most max(tolerance · height, 4 loss noise).
+
+    Args:
+        levels: evaluates the units asked for.
+        chord: L along the chord, the ends as they are.  # (points,)
+        signs: for each unit how much its levels may differ; where it is largest they are taken with certainty.  # (U,)
+        sizes: of the first look.
+        tolerance: relative, on the height.
+        loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that.
+        random: draws the units.
+
+    Returns:
+        What was found, or None where the sample would be more than half of the units: the exact losses cost no more.
+    """
+    num_units, num_points = len(signs), len(chord) - 1
+    sizes = sizes._replace(certain=max(sizes.certain, outstanding(signs)))
+    if not fits(sizes, num_units):
+        return None
+    order = np.argsort(-signs, kind="stable")
+    certain, drawn = order[: sizes.certain], random.permutation(order[sizes.certain :])
+    surely = np.zeros_like(chord)
+    first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
+    outcome = None
+    for look in range(1, LOOKS + 1):
+        n1 = min(len(drawn), sizes.first * GROWTH ** (look - 1))
+        n2 = min(len(drawn), sizes.second * GROWTH ** (look - 1))
+        if look == 1:
+            middle = levels.middle_minus_chord(np.concatenate([certain, drawn[:n1]]))
+            true = levels.true_minus_middle(np.concatenate([certain, drawn[:n2]]))
+            surely = middle[: len(certain)].sum(axis=0) + true[: len(certain)].sum(axis=0)
+            first, second = middle[len(certain) :], true[len(certain) :]
+        else:
+            first = np.concatenate([first, levels.middle_minus_chord(drawn[len(first) : n1])])
+            second = np.concatenate([second, levels.true_minus_middle(drawn[len(second) : n2])])
+        found = estimate(chord, surely, first, second, len(drawn))
+        outcome = _outcome(found, first, second, len(drawn), look, tolerance, loss_noise)
+        if not outcome.finite or outcome.accepted:
+            return outcome
+        if look == 1:
+            grown = Sizes(len(certain), min(len(drawn), n1 * GROWTH), min(len(drawn), n2 * GROWTH))
+            if not fits(grown, num_units) or not _promises(outcome, grown, num_units, num_points):
+                return outcome
+    return outcome
+
+
+def _outcome(
+    found: Estimate, first: Array, second: Array, num_random: int, look: int, tolerance: float, loss_noise: float
+) -> Outcome:
+    losses, interior = found.losses, slice(1, -1)
+    halfwidths = np.zeros_like(losses)
+    width = quantile(found.degrees[interior], len(losses) - 2) * found.deviation[interior]
+    halfwidths[interior] = width + 2 * loss_noise
+    low, high = floor_interval(losses, halfwidths)
+    floor = losses.min()
+    height = (losses[0] - floor + losses[-1] - floor) / 2
+    tolerated = max(tolerance * height, 4 * loss_noise)
+    accepted = bool((high - low) / 2 <= tolerated)
+    # Where no point inside can be the floor the height is known, however much the units differ.
+    inside = bool(((losses - halfwidths)[interior] <= high).any())
+    spread = [
+        num_random * float(level.std(axis=0, ddof=1).max()) / tolerated if inside and tolerated > 0 else 0.0
+        for level in (first, second)
+    ]
+    return Outcome(losses, halfwidths, look, accepted, (spread[0], spread[1]))
+
+
+def _promises(outcome: Outcome, sizes: Sizes, num_units: int, num_points: int) -> bool:
+    """Whether a look of these sizes can be expected to be accepted, judged by the spread seen."""
+    (spread1, spread2), all_units = outcome.spread, num_units - sizes.certain
+    variance = spread1**2 * (1 / sizes.first - 1 / all_units) + spread2**2 * (1 / sizes.second - 1 / all_units)
+    return float(quantile(sizes.second - 1, num_points - 1)) * math.sqrt(variance) <= 1.5

@@ -1,0 +1,126 @@
+"""Parts of the data whose loss can be evaluated alone: what a sample is drawn from.
+
+Where the model mixes the examples of a batch (BatchNorm in train mode, say) a unit is a whole evaluation batch, else
+some consecutive examples of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sgdwalk.data import cut_rows, leaves
+from sgdwalk.objective import FullLoss
+from sgdwalk.outputs import floats, joined, with_floats
+
+MOST_UNITS = 512
+"""Units into which data are cut at most: enough for a sample, few enough that each holds many examples."""
+
+
+class LossAsOutput:
+    """Stands in for a full loss whose outputs cannot be interpolated: a batch's sum of losses is its output."""
+
+    def __init__(self, full_loss: FullLoss):
+        self._full_loss = full_loss
+        self.site, self.data = full_loss.site, full_loss.data
+
+    def outputs(self, index: int, low: int = 0, high: int | None = None) -> tuple[Tensor, Tensor]:
+        value, count = self._full_loss.batch(index)
+        return torch.as_tensor(value, dtype=torch.float64), torch.as_tensor(count, dtype=torch.float64)
+
+    def sum_and_count(self, output: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        return output, target
+
+
+@dataclass(frozen=True)
+class Units:
+    """The parts, numbered through."""
+
+    batch: NDArray[np.intp]
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    """Examples low to high of that evaluation batch."""
+    whole: bool
+    """Whether every unit is a whole batch, and may be nothing else."""
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def sizes(self) -> NDArray[np.intp]:
+        return self.high - self.low
+
+    def evaluate(self, source: Any, wanted: NDArray[np.intp]) -> list[tuple[Any, Any]]:
+        """Output and target of each unit wanted, at the point where the source's site stands."""
+        if self.whole:
+            outputs = (source.outputs(int(self.batch[unit])) for unit in wanted)
+            # Clones, since a model may hand out the same buffer every time.
+            return [(with_floats(one, [tensor.clone() for tensor in floats(one)]), target) for one, target in outputs]
+        found: list[tuple[Any, Any]] = []
+        most, data = max(source.data.sizes), source.data
+        position = 0
+        while position < len(wanted):  # as many units as fit into an evaluation batch go through the model together
+            sizes = self.sizes[wanted[position:]].cumsum()
+            part = wanted[position : position + max(1, int(np.searchsorted(sizes, most, side="right")))]
+            rows = [data.rows(int(self.batch[u]), int(self.low[u]), int(self.high[u])) for u in part]
+            output, target = source.forward(source.site.module, source.as_input(joined(rows, torch.cat)))
+            output = with_floats(output, [tensor.clone() for tensor in floats(output)])
+            bounds = np.concatenate([[0], self.sizes[part].cumsum()]).tolist()
+            for low, high in itertools.pairwise(bounds):
+                found.append(tuple(cut_rows(tree, bounds[-1], low, high) for tree in (output, target)))  # pyright: ignore[reportArgumentType]
+            position += len(part)
+        return found
+
+
+def source_of(full_loss: FullLoss) -> tuple[Any, str]:
+    """Where outputs come from at the site's present point; and in words why it is the loss, where it is."""
+    output, target = full_loss.outputs(0)
+    tensors = floats(output)
+    if not tensors or any(tensor.dim() == 0 for tensor in tensors):
+        return LossAsOutput(full_loss), "the model's output is no tensor with a row for each example"
+    if not any(isinstance(leaf, Tensor) for leaf in leaves(target)):
+        return LossAsOutput(full_loss), "the target is no tensor"
+    return full_loss, ""
+
+
+def units_of(source: Any) -> Units:
+    """Cut the data into units, after a look at whether the model treats examples one by one."""
+    sizes = source.data.sizes
+    if isinstance(source, LossAsOutput) or source.mixes_examples or not _separable(source):
+        return Units(np.arange(len(sizes)), np.zeros(len(sizes), np.intp), np.array(sizes), whole=True)
+    wanted = max(1, -(-sum(sizes) // MOST_UNITS))
+    batch, low, high = [], [], []
+    for index, size in enumerate(sizes):
+        bounds = np.linspace(0, size, max(1, round(size / wanted)) + 1).round().astype(int)
+        batch += [index] * (len(bounds) - 1)
+        low += bounds[:-1].tolist()
+        high += bounds[1:].tolist()
+    return Units(np.array(batch), np.array(low), np.array(high), whole=False)
+
+
+def _separable(full_loss: FullLoss) -> bool:
+    """Whether a part of a batch evaluated alone has the outputs that it has within the batch."""
+    index = int(np.argmax(full_loss.data.sizes))
+    size = full_loss.data.sizes[index]
+    if size < 2:
+        return False
+    cut = max(1, size // 3)
+    whole, target = full_loss.outputs(index)
+    try:
+        cut_rows(target, size, 0, cut)
+        for low, high in ((0, cut), (cut, size)):
+            alone, _ = full_loss.outputs(index, low, high)
+            within = cut_rows(whole, size, low, high)
+            for one, other in zip(floats(alone), floats(within), strict=True):
+                scale = float(other.abs().max())
+                if one.shape != other.shape or float((one - other).abs().max()) > 1e-4 * scale + 1e-6:
+                    return False
+    except Exception:  # it cannot be cut, or fails on a part: batches stay whole
+        return False
+    return True

@@ -1,0 +1,170 @@
+"""Write ``unit_losses.npz``: what real nets' units do along real steps, for the tests of the certified intervals.
+
+    SGDWALK_DATA_DIR=DIR python tests/make_unit_losses.py [NAME ...]
+
+For each step: L along the chord (``chord``, points), what the middle level adds to it (``first``, units × points) and
+the truth to that (``second``), the units' signs, and the spreads seen on the steps before, with which the first look
+is planned. float64; a few hundred kilobytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import common
+from sgdwalk.certified import CertifiedSegments
+from sgdwalk.data import evaluation_data
+from sgdwalk.objective import FullLoss
+from sgdwalk.paper.models import MLP, VGG11, ResNet
+from sgdwalk.params import ParameterVector
+from sgdwalk.replica import Replica
+
+OUT = Path(__file__).parent / "unit_losses.npz"
+BEFORE = 4
+"""Steps before the one kept that are watched too."""
+
+
+class Tokens(nn.Module):
+    """A small causal transformer: (sequences, length) -> (sequences, length, 17)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(17, 32), nn.Parameter(0.1 * torch.randn(24, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(32, 17)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        hidden = self.layers(self.embedding(tokens) + self.position, mask=mask, is_causal=True)
+        return self.head(hidden)
+
+
+def group_norm_net() -> nn.Module:
+    def block(channels: int, width: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(4, width), nn.GELU()]
+
+    return nn.Sequential(*block(3, 16), *block(16, 32), *block(32, 64), nn.Flatten(), nn.Linear(1024, 10))
+
+
+def per_token(output: Tensor, target: Tensor) -> tuple[Tensor, int]:
+    return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="sum"), target.numel()
+
+
+def images(count: int) -> tuple[Tensor, Tensor]:
+    return common.cifar10(Path(os.environ["SGDWALK_DATA_DIR"]), count)
+
+
+def small_images(count: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = images(count)
+    return functional.avg_pool2d(inputs, 2), targets
+
+
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    return common.mnist(Path(os.environ["SGDWALK_DATA_DIR"]), count)
+
+
+def sequences(count: int) -> tuple[Tensor, Tensor]:
+    """Words in which each letter follows from the two before it, but for one in ten."""
+    rng = np.random.default_rng(0)
+    table = rng.integers(17, size=(17, 17))
+    letters = rng.integers(17, size=(count, 25))
+    for place in range(2, 25):
+        ruled = table[letters[:, place - 2], letters[:, place - 1]]
+        letters[:, place] = np.where(rng.random(count) < 0.1, letters[:, place], ruled)
+    tokens = torch.from_numpy(letters)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+cross_entropy = functional.cross_entropy
+NETS: dict[str, tuple] = {
+    # model, data, examples, evaluation batch, training batch, loss, learning rate, the same at the edge, late step
+    "mlp": (lambda: MLP((784, 125, 88, 10)), digits, 13_450, 100, 100, cross_entropy, 0.1, 2.0, 400),
+    "vgg": (lambda: VGG11(10, width_divisor=8), images, 6_010, 50, 50, cross_entropy, 0.1, 0.5, 150),
+    "resnet": (
+        lambda: ResNet(10, blocks=9, width_divisor=2),
+        small_images,
+        5_010,
+        50,
+        50,
+        cross_entropy,
+        0.1,
+        1.0,
+        100,
+    ),
+    "groupnorm": (group_norm_net, images, 400, 100, 50, cross_entropy, 0.05, 0.3, 200),
+    "transformer": (Tokens, sequences, 400, 100, 50, per_token, 0.2, 0.6, 300),
+}
+
+
+def case(name: str, when: str) -> dict[str, np.ndarray]:
+    build, load, count, evaluation, batch, loss_fn, rate, edge, late = NETS[name]
+    torch.manual_seed(0)
+    model, (inputs, targets) = build(), load(count)
+    optimizer = torch.optim.SGD(model.parameters(), lr=edge if when == "edge" else rate)
+    vector = ParameterVector(model.parameters())
+    data = evaluation_data((inputs, targets), evaluation, 0, batchnorm=True)
+    loss = FullLoss(Replica(model, vector, "train"), data, loss_fn, None)
+    segments = CertifiedSegments(loss, 10, 0.05, "estimated", 0)
+    known = None
+    last = 30 if when == "early" else late
+    for step in range(last + 1):
+        rows = torch.randint(len(inputs), (batch,))
+        optimizer.zero_grad()
+        value = loss_fn(model(inputs[rows]), targets[rows])
+        (value if isinstance(value, Tensor) else value[0] / value[1]).backward()
+        start = vector.read()
+        optimizer.step()
+        if step < last - BEFORE:
+            continue
+        with loss.evaluating():
+            if step < last:
+                found = segments.measure(vector.views(start), loss.site.here, known, step=step, loss_noise=2e-8)
+                assert math.isfinite(found.points[5].loss), (name, when, step)
+                known = found.end
+                continue
+            passage = segments.passage
+            assert passage is not None
+            passage.begin(vector.views(start), loss.site.here)
+            first, chord, signs, end = passage.ends(segments.kept, known)
+            chord = chord / sum(end.counts)
+            chord[0], chord[-1] = first.mean, end.mean
+            units = np.arange(len(passage.units))
+            parts = {
+                "chord": chord,
+                "signs": signs,
+                "first": passage.middle_minus_chord(units),
+                "second": passage.true_minus_middle(units),
+                "spreads": np.array(segments.state_dict()["spreads"]).reshape(-1, 2),
+            }
+            return {f"{name}_{when}/{key}": value for key, value in parts.items()}
+    raise AssertionError
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    stored = dict(np.load(OUT)) if OUT.exists() else {}
+    for name in sys.argv[1:] or NETS:
+        for when in ("early", "late", "edge"):
+            found = case(name, when)
+            stored |= found
+            true = sum(found[f"{name}_{when}/{key}"].sum(axis=0) for key in ("first", "second"))
+            losses = found[f"{name}_{when}/chord"] + true
+            height = (losses[0] + losses[-1] - 2 * losses.min()) / 2
+            spreads = [found[f"{name}_{when}/{key}"].std(axis=0).max() for key in ("first", "second")]
+            units = len(found[f"{name}_{when}/signs"])
+            print(name, when, units, "units, loss", losses[0], "height", height, [units * s / height for s in spreads])
+            np.savez_compressed(OUT, **stored)
+    print(OUT.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()

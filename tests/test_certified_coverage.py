@@ -1,0 +1,260 @@
+"""The coverage of the certified intervals through the whole adaptive procedure, on units of real nets and on made ones.
+
+``unit_losses.npz`` holds, for steps of real nets, what the two levels of interpolation leave out for every unit;
+``make_unit_losses.py`` wrote it. Each case is sampled 2,000 times with the procedure that :func:`sgdwalk.watch` uses.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from sgdwalk import multilevel
+
+SAMPLINGS = 2_000
+MOST_MISSES = int(binom.ppf(0.9999, SAMPLINGS, multilevel.MISSES))
+ALPHAS = np.arange(11) / 10
+NOISE = 2e-8
+
+
+@dataclass
+class Stored:
+    """A step whose units are all known; stands in for the evaluation of a net."""
+
+    chord: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    signs: np.ndarray
+    spreads: list = field(default_factory=list)
+    num_evaluated: int = 0
+
+    @property
+    def losses(self):
+        return self.chord + self.first.sum(axis=0) + self.second.sum(axis=0)
+
+    def middle_minus_chord(self, units):
+        self.num_evaluated += len(units)
+        return self.first[units]
+
+    def true_minus_middle(self, units):
+        self.num_evaluated += 8 * len(units)
+        return self.second[units]
+
+
+@functools.cache
+def stored():
+    archive = np.load(Path(__file__).parent / "unit_losses.npz")
+    cases: dict[str, dict] = {}
+    for key in archive.files:
+        name, part = key.split("/")
+        cases.setdefault(name, {})[part] = archive[key]
+    return {
+        name: Stored(**{**parts, "spreads": [tuple(pair) for pair in parts["spreads"]]})
+        for name, parts in cases.items()
+    }
+
+
+def made(name):
+    """Units drawn from a rule: what they leave out, in heights, is known in every moment."""
+    rng = np.random.default_rng(0)
+    num_units, height, scale1, scale2, correlation = 400, 0.01, 0.1, 0.02, 0.0
+    match name:
+        case "tiny_height":
+            height = 1e-6
+        case "correlated":
+            correlation = 0.9
+        case "anticorrelated":
+            correlation = -0.9
+        case "equal_levels_anticorrelated":
+            scale1, scale2, correlation = 0.05, 0.05, -0.9
+        case "exploding_step":
+            height, scale1, scale2 = 1e3, 5.0, 3.0
+        case "cubic":
+            scale2 = 0.0
+        case "no_residual":
+            scale1 = scale2 = 0.0
+    parabola = height * 4 * (ALPHAS - 0.5) ** 2
+    one, other = rng.standard_normal((2, num_units))
+    other = correlation * one + np.sqrt(1 - correlation**2) * other
+    shape1, shape2 = ALPHAS * (1 - ALPHAS), ALPHAS * (1 - ALPHAS) * (ALPHAS - 0.5)
+    signs = np.abs(one) * rng.uniform(0.5, 1.5, num_units)
+    first = height * scale1 * np.outer(one - 0.5, 4 * shape1) / num_units
+    second = height * scale2 * np.outer(other, 20 * shape2) / num_units
+    if name.startswith("kinks"):
+        if name.endswith("alone"):
+            first, second = 1e-3 * first, 1e-3 * second
+        # A kink is many times what all others do, and shows in how far the outputs move.
+        share = 0.01 if "1%" in name else 0.002
+        kinked = rng.choice(num_units, max(1, round(share * num_units)), replace=False)
+        place = rng.uniform(0.1, 0.9, len(kinked))
+        kink = np.maximum(0.0, ALPHAS - place[:, None]) - ALPHAS * (1 - place[:, None])
+        size = height * 5 / num_units
+        middle = kink[:, 5:6] * 4 * shape1
+        first[kinked] += size * middle
+        second[kinked] += size * (kink - middle)
+        signs[kinked] += rng.uniform(3, 6, len(kinked))
+    if name == "label_noise":
+        wrong = rng.random(num_units) < 0.2
+        first[wrong] *= 8
+        signs[wrong] *= rng.uniform(0.5, 3, wrong.sum())
+    # As after steps like this one.
+    losses = parabola + first.sum(axis=0) + second.sum(axis=0)
+    tolerated = max(0.05 * (losses[0] / 2 + losses[-1] / 2 - losses.min()), 4 * NOISE)
+    if name.endswith("alone"):
+        return Stored(parabola, first, second, signs)  # the first step that has them
+    spreads = [tuple(num_units * float(level.std(axis=0).max()) / tolerated for level in (first, second))]
+    return Stored(parabola, first, second, signs, spreads * 4)
+
+
+MADE = (
+    *(
+        "plain",
+        "kinks_0.2%",
+        "kinks_1%",
+        "kinks_0.2%_alone",
+        "kinks_1%_alone",
+        "label_noise",
+        "exploding_step",
+        "tiny_height",
+        "cubic",
+        "no_residual",
+    ),
+    *("correlated", "anticorrelated", "equal_levels_anticorrelated"),
+)
+
+
+def sampled(case, *, samplings=SAMPLINGS, tolerance=0.05):
+    """How many samplings missed a loss of the grid, and at how many looks each was accepted (3: exact)."""
+    truth = case.losses
+    sizes = multilevel.plan(case.spreads, len(case.signs), len(truth) - 1)
+    rounding, misses, looks = 1e-12 * np.abs(truth), 0, Counter()
+    for seed in range(samplings):
+        outcome = multilevel.certify(
+            case,
+            case.chord,
+            case.signs,
+            sizes,
+            tolerance=tolerance,
+            loss_noise=NOISE,
+            random=np.random.default_rng(seed),
+        )
+        if outcome is None or not outcome.accepted:
+            looks[3] += 1
+            continue
+        looks[outcome.looks] += 1
+        misses += bool((np.abs(outcome.losses - truth) > outcome.halfwidths + rounding).any())
+    return misses, looks
+
+
+def names_of_stored():
+    archive = np.load(Path(__file__).parent / "unit_losses.npz")
+    return sorted({key.split("/")[0] for key in archive.files})
+
+
+def case_named(name):
+    return made(name) if name in MADE else stored()[name]
+
+
+@pytest.mark.parametrize("name", [*names_of_stored(), *MADE])
+def test_the_interval_of_a_segment_holds_as_often_as_it_says(name):
+    misses, looks = sampled(case_named(name))
+    assert misses <= MOST_MISSES == 138
+    assert looks.total() == SAMPLINGS
+
+
+@pytest.mark.parametrize("name", [name for name in names_of_stored() if not name.endswith("edge")])
+def test_ordinary_steps_need_no_exact_losses(name):
+    _, looks = sampled(case_named(name), samplings=500)
+    assert looks[3] <= 0.1 * looks.total()
+
+
+def test_a_tighter_tolerance_holds_too():
+    misses, looks = sampled(case_named("transformer_edge"), tolerance=0.01)
+    assert misses <= MOST_MISSES
+    assert looks[2] > SAMPLINGS / 4  # it is the second look that this is about
+
+
+def test_a_standard_error_three_times_too_small_is_found_out(monkeypatch):
+    estimate = multilevel.estimate
+
+    def too_sure(*arguments):
+        found = estimate(*arguments)
+        return found._replace(deviation=found.deviation / 3)
+
+    monkeypatch.setattr(multilevel, "estimate", too_sure)
+    misses, _ = sampled(case_named("transformer_edge"))
+    assert misses > MOST_MISSES
+
+
+def test_without_units_taken_for_their_signs_rare_kinks_are_missed():
+    case = made("kinks_1%_alone")
+    case.signs = np.ones_like(case.signs)
+    misses, _ = sampled(case, samplings=500)
+    assert misses > 250
+
+
+def test_the_variance_is_that_of_the_estimate_and_the_estimate_has_no_bias():
+    rng = np.random.default_rng(0)
+    num_units, n1, n2 = 60, 20, 8
+    mixing = np.array([[1.0, -0.8], [0.0, 0.6]])
+    values = rng.standard_normal((num_units, 2)) @ mixing + 0.3
+    first, second = values[:, :1], values[:, 1:]
+    truth = values.sum()
+    found, variances = [], []
+    for _ in range(20_000):
+        drawn = rng.permutation(num_units)
+        one = multilevel.estimate(np.zeros(1), np.zeros(1), first[drawn[:n1]], second[drawn[:n2]], num_units)
+        found.append(one.losses[0])
+        variances.append(one.deviation[0] ** 2)
+    assert abs(np.mean(found) - truth) < 4 * np.std(found) / np.sqrt(len(found))
+    assert np.mean(variances) == pytest.approx(np.var(found), rel=0.03)
+    without_covariance = num_units**2 * (
+        first.var(ddof=1) * (1 / n1 - 1 / num_units) + second.var(ddof=1) * (1 / n2 - 1 / num_units)
+    )
+    assert without_covariance > 1.1 * np.var(found)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others():
+    case = made("plain")
+
+    def once(seed):
+        sizes = multilevel.plan(case.spreads, len(case.signs), 10)
+        random = np.random.default_rng(seed)
+        return multilevel.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0.0, random=random)
+
+    assert (once(0).losses == once(0).losses).all()
+    assert (once(0).losses != once(1).losses).any()
+
+
+def test_a_sample_of_all_units_is_exact():
+    case = made("plain")
+    everyone = np.random.default_rng(0).permutation(400)
+    found = multilevel.estimate(case.chord, np.zeros(11), case.first[everyone], case.second[everyone], 400)
+    np.testing.assert_allclose(found.losses, case.losses, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(found.deviation, 0, atol=1e-18)
+
+
+@pytest.mark.parametrize("num_units", [1, 2, 5, 15])
+def test_too_few_units_are_not_sampled(num_units):
+    case = Stored(np.ones(11), np.zeros((num_units, 11)), np.zeros((num_units, 11)), np.ones(num_units))
+    sizes = multilevel.plan([], num_units, 10)
+    random = np.random.default_rng(0)
+    outcome = multilevel.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0, random=random)
+    assert outcome is None
+
+
+def test_two_intervals_have_no_second_level():
+    rng = np.random.default_rng(0)
+    first = np.zeros((400, 3))
+    first[:, 1] = 1e-5 * (1 + rng.standard_normal(400))
+    case = Stored(np.array([1.0, 0.5, 1.0]), first, np.zeros((400, 3)), np.ones(400))
+    sizes = multilevel.plan([(0.5, 0.0)], 400, 2)
+    outcome = multilevel.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0, random=rng)
+    assert outcome.accepted
+    assert abs(outcome.losses[1] - case.losses[1]) <= outcome.halfwidths[1]

@@ -1,0 +1,423 @@
+"""``watch(method="certified")`` on whole trainings: the numbers of the exact walk within the intervals it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import SGD
+
+import nets
+import sgdwalk
+from sgdwalk import certified, outputs, run, units
+
+CERTIFIED = {"method": "certified", "on_error": "raise"}
+UPDATES = 12
+
+
+def net(kind="plain", dtype=torch.float32):
+    model = nets.mlp(batchnorm=kind != "plain", dtype=dtype)
+    if kind == "relu":
+        model[-2] = nn.ReLU()
+    return model
+
+
+def walked(model, *, steps=UPDATES, lr=0.8, num_examples=605, loss_fn=functional.cross_entropy, start=0, **watching):
+    """The run of a short training on batches of 20, and the optimizer after it."""
+    dtype = next(model.parameters()).dtype
+    inputs, targets = nets.classification(num_examples, dtype=dtype)
+    optimizer = SGD(model.parameters(), lr=lr)
+    watching.setdefault("batch_size", 20)
+    with sgdwalk.watch(model, optimizer, loss_fn, (inputs, targets), **watching) as walk:
+        update(model, optimizer, inputs, targets, range(start, start + steps))
+    return walk.run
+
+
+def update(model, optimizer, inputs, targets, steps):
+    for step in steps:
+        rows = torch.randint(len(inputs), (20,), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+        optimizer.step()
+
+
+def assert_holds(found, exact, *, most_misses=1):
+    """Ends and floor as they must be; intervals hold but for a step or two, since 95 % of them do."""
+    estimated, true = found.segments, exact.segments
+    assert (estimated["alpha"] == true["alpha"]).all()
+    ends = estimated["alpha"].isin([0.0, 1.0])
+    assert (estimated["kind"][ends] == "exact").all()
+    np.testing.assert_allclose(estimated["loss"][ends], true["loss"][ends], rtol=1e-6, atol=1e-8)
+    is_exact = estimated["kind"] == "exact"
+    assert (is_exact == (estimated["halfwidth"] == 0)).all()
+    np.testing.assert_allclose(estimated["loss"][is_exact], true["loss"][is_exact], rtol=1e-6, atol=1e-8)
+    missed = (estimated["loss"] - true["loss"]).abs() > estimated["halfwidth"] + 1e-7
+    assert missed.groupby(estimated["step"]).any().sum() <= most_misses
+    steps = found.steps[found.steps["looks"].notna()]
+    assert (steps["height_low"] <= steps["height"]).all()
+    assert (steps["height"] <= steps["height_high"]).all()
+    assert (steps["floor_low"] <= steps["floor"]).all()
+    assert (steps["floor"] <= steps["floor_high"]).all()
+
+
+@pytest.mark.parametrize("num_points", [10, 5, 3, 2])
+@pytest.mark.parametrize("kind", ["plain", "batchnorm", "relu"])
+def test_the_losses_lie_within_their_intervals(kind, num_points):
+    found = walked(net(kind), num_points=num_points, **CERTIFIED)
+    exact = walked(net(kind), num_points=num_points)
+    assert_holds(found, exact, most_misses=2)
+    assert (found.steps["looks"] < 3).sum() >= UPDATES / 2, "or nothing was estimated"
+    estimated = found.steps["looks"] < 3
+    width = (found.steps["height_high"] - found.steps["height_low"]) / 2
+    allowed = np.maximum(0.05 * found.steps["height"], 4 * found.steps["loss_noise"])
+    assert (width <= allowed * (1 + 1e-9))[estimated].all()
+    assert (width[~estimated] == 0).all()
+
+
+def test_in_float64_a_step_that_is_exact_has_the_losses_of_the_exact_walk():
+    found = walked(net(dtype=torch.float64), tolerance=1e-9, lr=5.0, **CERTIFIED)
+    exact = walked(net(dtype=torch.float64), lr=5.0)
+    steps = found.steps.index[found.steps["looks"] == 3]
+    assert len(steps) > 1
+    rows = found.segments["step"].isin(steps)
+    np.testing.assert_allclose(found.segments["loss"][rows], exact.segments["loss"][rows], rtol=1e-14)
+    reasons = found.steps["looks_reason"].dropna()
+    assert reasons[0] == "the noise of the loss was measured"
+    assert reasons[1:].str.fullmatch("after [12] looks? the interval was wider than the tolerance 1e-09").all()
+
+
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
+def test_training_is_bitwise_what_it_is_unwatched(kind, evaluate_on):
+    states = []
+    for watch in (True, False):
+        torch.manual_seed(7)
+        model = net(kind)
+        inputs, targets = nets.classification(205)
+        optimizer = SGD(model.parameters(), lr=0.5)
+        numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+        if watch:
+            sgdwalk.watch(
+                model,
+                optimizer,
+                functional.cross_entropy,
+                (inputs, targets),
+                batch_size=10,
+                evaluate_on=evaluate_on,
+                **CERTIFIED,
+            )
+        update(model, optimizer, inputs, targets, range(5))
+        assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+        states.append((nets.everything(model, [optimizer]), torch.get_rng_state()))
+    nets.assert_identical(*states)
+
+
+def test_what_a_step_costs_and_what_it_looked_at():
+    found = walked(net("batchnorm"), num_examples=4_000, **CERTIFIED)
+    steps = found.steps
+    assert (steps["looks"][0], steps["nodes"][0]) == (3, 11)
+    first = steps[steps["looks"] == 1].iloc[0]
+    assert first["nodes"] == 3
+    # The end over all data; 12 units at random with 6 of them at the second level, 2 units at both.
+    sizes = 4_000 + 20 * (14 + 8 * 8)
+    assert first["examples_evaluated"] == sizes
+    settings = found.info["settings"]
+    chosen = {name: settings[name] for name in ("method", "tolerance", "barriers", "sampling_seed")}
+    assert chosen == {"method": "certified", "tolerance": 0.05, "barriers": "estimated", "sampling_seed": 0}
+
+
+def test_the_columns_are_there_for_certified_walks_alone():
+    found, exact = walked(net(), steps=2, **CERTIFIED), walked(net(), steps=2)
+    assert list(found.steps.columns)[: len(run.STEP_TABLE_COLUMNS)] == list(run.STEP_TABLE_COLUMNS)
+    following = list(found.steps.columns)[len(run.STEP_TABLE_COLUMNS) :]
+    assert following[: len(run.CERTIFIED_COLUMNS)] == list(run.CERTIFIED_COLUMNS)
+    assert not {*run.CERTIFIED_COLUMNS} & {*exact.steps.columns}
+    assert sgdwalk.analysis.measure_columns(found) == []
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others():
+    one, again, other = (walked(net("relu"), sampling_seed=seed, **CERTIFIED) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one.segments, again.segments, check_exact=True)
+    assert (one.segments["loss"] != other.segments["loss"]).any()
+
+
+@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
+def test_a_walk_goes_on_bitwise_from_its_state(kind, tmp_path):
+    whole = walked(net(kind), run=tmp_path / "whole", **CERTIFIED)
+    inputs, targets = nets.classification(605)
+    model = net(kind)
+    folder = tmp_path / "parts"
+    optimizer = SGD(model.parameters(), lr=0.8)
+    arguments = {"batch_size": 20, "run": folder, **CERTIFIED}
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **arguments) as walk:
+        update(model, optimizer, inputs, targets, range(7))
+        # Through a checkpoint on disk and back.
+        sgdwalk.Checkpoints(tmp_path / "checkpoints").save(7, {"walk": walk.state_dict(), "model": model.state_dict()})
+    _, state = sgdwalk.Checkpoints(tmp_path / "checkpoints").load_newest()
+    other = net(kind)
+    other.load_state_dict(state["model"])
+    optimizer = SGD(other.parameters(), lr=0.8)
+    with sgdwalk.watch(other, optimizer, functional.cross_entropy, (inputs, targets), resume=True, **arguments) as walk:
+        walk.load_state_dict(state["walk"])
+        update(other, optimizer, inputs, targets, range(7, UPDATES))
+    parts = sgdwalk.open_run(folder)
+    pd.testing.assert_frame_equal(parts.steps, whole.steps, check_exact=True)
+    pd.testing.assert_frame_equal(parts.segments, whole.segments, check_exact=True)
+
+
+def test_a_resumed_walk_must_want_the_same(tmp_path):
+    walked(net(), steps=2, run=tmp_path / "run", **CERTIFIED)
+    with pytest.raises(sgdwalk.ResumeError, match=r"settings.tolerance was 0.05 and is 0.01"):
+        walked(net(), run=tmp_path / "run", resume=True, tolerance=0.01, **CERTIFIED)
+
+
+def test_where_the_loss_reads_buffers_that_moved_the_start_is_evaluated_again():
+    found = walked(net("relu"), batchnorm="eval", **CERTIFIED)
+    assert_holds(found, walked(net("relu"), batchnorm="eval"))
+    assert (found.steps["examples_evaluated"] >= 2 * 605).all()
+
+
+def test_a_step_that_was_not_watched_leaves_no_start():
+    found = walked(net("relu"), when=sgdwalk.every(2), **CERTIFIED)
+    assert_holds(found, walked(net("relu"), when=sgdwalk.every(2)))
+    watched = found.steps["looks"].dropna()
+    assert list(watched.index) == list(range(0, UPDATES, 2))
+    assert (found.steps["examples_evaluated"].dropna() >= 2 * 605).all()
+
+
+# --- losses of every kind ---------------------------------------------------------------------------------------------
+
+
+def per_example(output, target):
+    return functional.cross_entropy(output, target, reduction="none")
+
+
+def sum_and_count(output, target):
+    return functional.cross_entropy(output, target, reduction="sum"), len(target)
+
+
+def weighted(output, target):
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    loss = functional.cross_entropy(output, target, weight=weight, reduction="sum")
+    return loss, weight[target].sum()
+
+
+def one_by_one_only(output, target):
+    """torch.func.vmap cannot do this."""
+    return functional.cross_entropy(output, target) if float(output.detach().sum()) < 1e9 else output.sum()
+
+
+@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
+@pytest.mark.parametrize("loss_fn", [per_example, sum_and_count, weighted, one_by_one_only])
+def test_every_kind_of_loss_function(kind, loss_fn):
+    found = walked(net(kind), loss_fn=loss_fn, **CERTIFIED)
+    assert_holds(found, walked(net(kind), loss_fn=loss_fn))
+    assert (found.steps["looks"] < 3).any()
+
+
+def test_a_loss_that_cannot_be_taken_for_many_units_at_once_has_the_same_numbers():
+    fast = walked(net("relu"), **CERTIFIED)
+    slow = walked(net("relu"), loss_fn=one_by_one_only, **CERTIFIED)
+    np.testing.assert_allclose(slow.segments["loss"], fast.segments["loss"], rtol=1e-6)
+
+
+def with_loss_inside(model, batch):
+    inputs, targets = batch
+    return functional.cross_entropy(model(inputs), targets), targets
+
+
+def in_a_mapping(model, batch):
+    inputs, targets = batch
+    return {"logits": model(inputs), "index": torch.arange(len(inputs))}, targets
+
+
+def test_a_loss_made_inside_forward_is_interpolated_itself_and_the_record_says_so():
+    found = walked(net("relu"), forward=with_loss_inside, loss_fn=lambda output, target: output, **CERTIFIED)
+    assert_holds(found, walked(net("relu")))
+    assert nets.event_kinds(found).count("loss_interpolated") == 1
+    assert "the loss itself is interpolated" in found.events["message"].iloc[-1]
+
+
+def test_outputs_may_be_any_tree_of_tensors():
+    arguments = {"forward": in_a_mapping, "loss_fn": lambda o, t: functional.cross_entropy(o["logits"], t)}
+    found = walked(net("relu"), **arguments, **CERTIFIED)
+    pd.testing.assert_frame_equal(found.segments, walked(net("relu"), **CERTIFIED).segments, check_exact=True)
+
+
+# --- where it cannot be estimated -------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_is_looked_at_exactly_and_has_its_reason():
+    model = net()
+    inputs, targets = nets.classification(605)
+    optimizer = SGD(model.parameters(), lr=0.5)
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **CERTIFIED) as walk:
+        update(model, optimizer, inputs, targets, range(2))
+        for group in optimizer.param_groups:
+            group["lr"] = math.inf
+        update(model, optimizer, inputs, targets, range(2, 3))
+        found = walk.run
+    last = found.steps.iloc[-1]
+    assert last["looks"] == 3
+    assert last["looks_reason"] == "a loss is not finite"
+    assert "not finite at α" in last["segment_reason"]
+    assert math.isnan(last["height"])
+    assert math.isnan(last["height_low"])
+    assert pd.isna(last["barrier"])
+
+
+def test_a_few_batches_are_no_sample():
+    found = walked(net("batchnorm"), num_examples=100, **CERTIFIED)
+    assert (found.steps["looks"] == 3).all()
+    assert found.steps["looks_reason"][1] == "the data have too few units to sample from for this tolerance"
+    pd.testing.assert_series_equal(
+        found.segments["loss"], walked(net("batchnorm"), num_examples=100).segments["loss"], rtol=1e-6
+    )
+
+
+def test_outputs_too_large_to_keep_are_computed_again(monkeypatch):
+    kept = walked(net("relu"), **CERTIFIED)
+    monkeypatch.setattr(certified, "KEPT_BYTES", 0)
+    again = walked(net("relu"), **CERTIFIED)
+    pd.testing.assert_frame_equal(again.segments, kept.segments, check_exact=True)
+    estimated = kept.steps["looks"] < 3
+    more = (again.steps["examples_evaluated"] - kept.steps["examples_evaluated"])[estimated]
+    assert (more >= 605).all()
+
+
+def test_where_memory_lacks_the_segment_is_exact(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(certified.Passage, "ends", fail)
+    found = walked(net(), **CERTIFIED)
+    assert (found.steps["looks_reason"] == "the outputs do not fit into memory").all()
+    assert_holds(found, walked(net()))
+
+
+def test_what_divides_the_loss_must_not_change_along_the_step():
+    def confident(output, target):
+        sure = output.detach().amax(1) > output.detach().mean()
+        return (per_example(output, target) * sure).sum(), sure.sum()
+
+    model = net("batchnorm")
+    with pytest.raises(sgdwalk.InputError, match="no mean over examples"):
+        walked(model, loss_fn=confident, **CERTIFIED)
+
+    def margin(output, target):
+        sure = output.detach().amax(1) > 0.7
+        return (per_example(output, target) * sure).sum(), sure.sum()
+
+    found = walked(net("batchnorm"), loss_fn=margin, **CERTIFIED)
+    assert (found.steps["looks_reason"][1:] == "what loss_fn divides by changes along the step").any()
+    assert_holds(found, walked(net("batchnorm"), loss_fn=margin))
+
+
+# --- barriers ---------------------------------------------------------------------------------------------------------
+
+
+def test_barriers_are_true_false_or_undecided_and_exact_ones_are_decided(monkeypatch):
+    certify = certified.certify
+
+    def wide(*arguments, **options):
+        """Intervals so wide that a barrier would be in them, yet accepted."""
+        outcome = certify(*arguments, **options)
+        widths = np.where(outcome.halfwidths > 0, 5.0, 0.0)
+        return dataclasses.replace(outcome, halfwidths=widths, accepted=True)
+
+    monkeypatch.setattr(certified, "certify", wide)
+    estimated = walked(net("relu"), **CERTIFIED)
+    decided = walked(net("relu"), barriers="exact", **CERTIFIED)
+    exact = walked(net("relu"))
+    undecided = estimated.steps["looks"] < 3
+    assert (estimated.steps["barrier"].isna() == undecided).all()
+    assert (estimated.steps["barrier_reason"][undecided] == run.UNDECIDED).all()
+    assert (decided.steps["barrier"] == exact.steps["barrier"]).all()
+    assert (decided.segments["kind"] == "exact").all()
+    more = decided.steps["examples_evaluated"] - estimated.steps["examples_evaluated"]
+    assert (more[undecided] == 9 * 605).all()
+
+
+# --- what watch() takes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"tolerance": 0}, "tolerance=0: a share of the height between 0 and 1"),
+        ({"tolerance": 1.5}, "tolerance=1.5"),
+        ({"tolerance": "5 %"}, "tolerance='5 %'"),
+        ({"barriers": "sure"}, "barriers='sure' does not exist; there is 'estimated' and 'exact'"),
+        ({"sampling_seed": 0.5}, "sampling_seed must be an integer, got 0.5"),
+        ({"measures": {"looks": float}}, "cannot be named 'looks'"),
+    ],
+    ids=lambda argument: str(argument)[:20],
+)
+def test_what_cannot_be_meant_is_refused(argument, message):
+    with pytest.raises(sgdwalk.InputError, match=message):
+        walked(net(), **argument, **CERTIFIED)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_interpolated_outputs_run_through_their_nodes():
+    weights = outputs.lagrange([0, 5, 10], 10)
+    points = torch.arange(11, dtype=torch.float64)
+    torch.testing.assert_close(weights @ points[[0, 5, 10]] ** 2, points**2)
+    assert (weights[[0, 5, 10]] == torch.eye(3)).all()
+
+
+@pytest.mark.parametrize("sizes", [(605, 20), (7, 3), (5_000, 512), (3, 1)])
+def test_units_cover_the_data_once(sizes):
+    count, batch = sizes
+    model = net()
+    inputs, targets = nets.classification(count)
+    walk = sgdwalk.watch(
+        model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, (inputs, targets), batch_size=batch
+    )
+    loss = walk._measuring.full_loss
+    with loss.evaluating():
+        found = units.units_of(loss)
+        assert not found.whole or batch == 1
+        assert len(found) <= 2 * units.MOST_UNITS
+        covered = [
+            (b, row)
+            for b, low, high in zip(found.batch, found.low, found.high, strict=True)
+            for row in range(low, high)
+        ]
+        assert covered == [(b, row) for b, size in enumerate(loss.data.sizes) for row in range(size)]
+        together = loss.sums().mean
+        parts = [
+            float(loss.sum_and_count(output, target, int(size))[0])
+            for (output, target), size in zip(found.evaluate(loss, np.arange(len(found))), found.sizes, strict=True)
+        ]
+    assert sum(parts) / count == pytest.approx(together, rel=1e-6)
+
+
+class Centred(nn.Module):
+    """Takes the mean over the batch away: mixes examples without any BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nets.mlp()
+
+    def forward(self, inputs):
+        output = self.inner(inputs)
+        return output - output.mean(0)
+
+
+def test_a_model_that_mixes_examples_without_batchnorm_has_whole_batches_as_units():
+    def loss_fn(output, target):
+        return functional.cross_entropy(output, target)
+
+    found, exact = (walked(Centred(), loss_fn=loss_fn, **arguments) for arguments in (CERTIFIED, {}))
+    assert_holds(found, exact)
+    estimated = found.steps[found.steps["looks"] == 1]
+    assert ((estimated["examples_evaluated"] - 605) % 5 == 0).all()
