@@ -10,7 +10,8 @@ import pytest
 import sgdwalk
 
 ROOT = Path(__file__).parent.parent
-DATA_FILES = {"py.typed", "report.html.jinja", "report.css", "report.js", "paper/page.html.jinja"}
+PAGES = {"paper/page.html.jinja", "paper/overview.html.jinja", "paper/page.css"}
+DATA_FILES = {"py.typed", "report.html.jinja", "report.css", "report.js", *PAGES}
 
 
 @pytest.fixture(scope="module")

@@ -265,10 +265,10 @@ def test_progress_of_each_and_of_all_is_told(tmp_path):
     experiments = [TINY, replace(TINY, seed=1)]
     train_all(experiments, tmp_path, jobs=1, executor=Telling(), update=lambda *each: told.append(each))
     assert told == [
-        ("all 2 trainings", 4, 16, 0.25),
         (training_name(TINY), 4, 8, 0.5),
-        ("all 2 trainings", 8, 16, 0.5),
+        ("all 2 trainings", 4, 16, 0.25),
         (training_name(experiments[1]), 4, 8, 0.5),
+        ("all 2 trainings", 8, 16, 0.5),
     ]
 
 

@@ -256,13 +256,13 @@ class _Asked:
             if progress is not None and progress != self._said.get(attempt.name):
                 self._said[attempt.name] = progress
                 moved.append(attempt.name)
+        for name in moved:
+            self._update(name, *self._said[name])
         if moved and len(self._work) > 1:
             done = math.fsum(self._work[name] * fraction for name, (_, _, fraction) in self._said.items())
             num_done = sum(num_done for num_done, _, _ in self._said.values())
             total = math.fsum(self._work.values())
             self._update(f"all {len(self._work)} trainings", num_done, self._num_updates, done / total)
-        for name in moved:
-            self._update(name, *self._said[name])
 
 
 def _outcome(future: Future) -> Outcome:
