@@ -28,9 +28,9 @@ LOOKS = 2
 """Looks at samples; the one after them is exact."""
 GROWTH = 3
 """The second look has so many times the units of the first: fixed, so that its interval holds whatever that saw."""
-AIM = 0.75
+AIM = 0.9
 """Share of the tolerated half-width that the first look is planned for."""
-PLANNED_FOR = 0.75
+PLANNED_FOR = 0.5
 """Share of the steps remembered whose spread between units the first look is planned for."""
 OUTSTANDING = 5.0
 """Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
