@@ -118,7 +118,7 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     for each in statements(list(results.values())):
         counts = Counter(verdict for _, _, verdict in each.judged)
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-        yield f"| {each.name}: “{each.words}” | **{each.sort}** | {told} |"
+        yield f"| {cell(each.name)}: “{cell(each.words)}” | **{each.sort}** | {told} |"
     yield ""
     yield "By figure, one verdict for each network and reading:"
     yield ""
@@ -128,9 +128,9 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     for id, result in results.items():
         counts = count(result)
         total += counts
-        yield f"| {id} | {result['title'].partition(': ')[2]} | {' | '.join(str(counts[each]) for each in VERDICTS)} |"
+        yield f"| {id} | {cell(result['title'].partition(': ')[2])} | {' | '.join(str(counts[each]) for each in VERDICTS)} |"
     for id in [id for id in IDS if id not in results]:
-        yield f"| {id} | {TITLES[id].partition(': ')[2]}: **not run yet** | | | | |"
+        yield f"| {id} | {cell(TITLES[id].partition(': ')[2])}: **not run yet** | | | | |"
     yield f"| all | | {' | '.join(f'**{total[each]}**' for each in VERDICTS)} |"
     yield ""
 
@@ -152,8 +152,8 @@ def section(result: dict[str, Any]) -> Iterator[str]:
     yield "| verdict | statement | reading | what was found |"
     yield "|---|---|---|---|"
     for claim in result["claims"]:
-        finding = claim["finding"].replace("|", "\\|")
-        yield f"| **{claim['verdict']}** | {claim['claim']}: “{claim['words']}” | {claim['reading']} | {finding} |"
+        words = f"{cell(claim['claim'])}: “{cell(claim['words'])}”"
+        yield f"| **{claim['verdict']}** | {words} | {cell(claim['reading'])} | {cell(claim['finding'])} |"
     yield ""
 
 
@@ -164,11 +164,16 @@ def markdown(frame: pd.DataFrame) -> Iterator[str]:
         yield "Nothing was measured for it at this scale."
         yield ""
         return
-    yield f"| {' | '.join(headings)} |"
+    yield f"| {' | '.join(map(cell, headings))} |"
     yield f"|{'---|' * len(headings)}"
     for row in rows:
-        yield f"| {' | '.join(row)} |"
+        yield f"| {' | '.join(map(cell, row))} |"
     yield ""
+
+
+def cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return text.replace("|", "\\|")
 
 
 def evaluation_noise(results: dict[str, dict[str, Any]]) -> Iterator[str]:
