@@ -216,7 +216,7 @@ def test_a_loss_that_becomes_nan_is_recorded_and_training_goes_on(out, capsys):
         (["run", "--batch-size", "many"], "batch-size"),
         (["run", "--watch-epochs", "3", "--steps", "20"], "none of the 20 updates is watched"),
         (["run", "--no-such-option"], "no-such-option"),
-        (["reproduce", "fig3"], "fig3"),
+        (["reproduce", "fig29"], "fig29"),
         (["show"], "run"),
     ],
     ids=str,

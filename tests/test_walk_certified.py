@@ -354,7 +354,7 @@ def test_barriers_are_true_false_or_undecided_and_exact_ones_are_decided(monkeyp
         ({"tolerance": 1.5}, "tolerance=1.5"),
         ({"tolerance": "5 %"}, "tolerance='5 %'"),
         ({"barriers": "sure"}, "barriers='sure' does not exist; there is 'estimated' and 'exact'"),
-        ({"sampling_seed": 0.5}, "sampling_seed must be an integer, got 0.5"),
+        ({"sampling_seed": 0.5}, "sampling_seed must be an integer of at least 0, got 0.5"),
         ({"measures": {"looks": float}}, "cannot be named 'looks'"),
     ],
     ids=lambda argument: str(argument)[:20],

@@ -896,8 +896,8 @@ def test_watched_then_closed_equals_never_attached():
 def test_a_method_that_does_not_exist_raises_and_names_those_that_do():
     model = nets.mlp()
     optimizer = SGD(model.parameters(), lr=0.5)
-    with pytest.raises(sgdwalk.InputError, match="method='sampled' does not exist; there is 'exact' and 'certified'"):
-        sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification(), method="sampled")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(sgdwalk.InputError, match="method='guessed' does not exist; there is 'exact'"):
+        sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification(), method="guessed")  # pyright: ignore[reportArgumentType]
     assert not optimizer._optimizer_step_pre_hooks
 
 
