@@ -47,13 +47,15 @@ class Mean(NamedTuple):
     """Sampled steps whose value is defined."""
 
 
-def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None) -> SampledSegment:
+def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None, num_units: int | None = None) -> SampledSegment:
     """Floor and height of a step from the losses of some randomly drawn units.
 
     Args:
         losses: mean loss of each unit at α = 0, …, 1, nats per example, shape ``(units, points)``; units in random
             order.
         counts: examples of each unit, shape ``(units,)``; equal where not given.
+        num_units: units there are, from which these were drawn without replacement; without end where not given. With
+            n of U the noise goes as 1/n - 1/U, so the weight of the whole is 2 - n/U: all of them need no correction.
 
     Raises:
         InputError: fewer than two units, which cannot be halved, or fewer than three points.
@@ -69,6 +71,7 @@ def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None) -> Sampl
     if losses.ndim != 2 or len(losses) < 2:
         raise InputError(f"At least two units are wanted, of losses (units, points); got the shape {losses.shape}.")
     weights = np.ones(len(losses)) if counts is None else np.asarray(counts, dtype=np.float64)
+    weight = 2.0 if num_units is None else 2.0 - len(losses) / num_units
     half = len(losses) // 2
     curves = np.stack([_mean(losses[part], weights[part]) for part in (slice(None), slice(half), slice(half, None))])
     floors, heights = valley.floor(curves), valley.height(curves)
@@ -78,8 +81,8 @@ def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None) -> Sampl
     return SampledSegment(
         float(curve[0]),
         float(curve[-1]),
-        float(2 * floors[0] - (floors[1] + floors[2]) / 2),
-        float(2 * heights[0] - (heights[1] + heights[2]) / 2),
+        float(weight * floors[0] - (weight - 1) * (floors[1] + floors[2]) / 2),
+        float(weight * heights[0] - (weight - 1) * (heights[1] + heights[2]) / 2),
         0.0 < where < 1.0,
         float(valley.fit_parabola(alpha, curve).alpha_star),
     )
