@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import ray
@@ -54,6 +55,11 @@ class Loss:
                     os.kill(process, signal.SIGCONT)
 
 
+def num_alive():
+    """Nodes that the cluster's head takes for alive."""
+    return sum(each["Alive"] for each in ray.nodes())
+
+
 def main(folder):
     """Sweep, losing a node; returns what happened."""
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": MEMORY}
@@ -65,7 +71,7 @@ def main(folder):
     handler.emit = lambda record: loss.warnings.append(record.getMessage())
     logging.getLogger("sgdwalk").addHandler(handler)
     with RayExecutor(cluster.address) as executor:
-        nodes_before = sum(each["Alive"] for each in ray.nodes())
+        nodes_before = num_alive()
         finished = train_all(
             EXPERIMENTS,
             folder,
@@ -75,7 +81,10 @@ def main(folder):
             retries=1,
             update=loss.update,
         )
-        nodes_after = sum(each["Alive"] for each in ray.nodes())
+        patient_until = time.monotonic() + 60  # the head notices by heartbeats that do not come
+        while num_alive() == nodes_before and time.monotonic() < patient_until:
+            time.sleep(0.2)
+        nodes_after = num_alive()
     cluster.shutdown()
     return {"finished": finished, "told": loss.told, "warnings": loss.warnings, "nodes": [nodes_before, nodes_after]}
 

@@ -51,7 +51,8 @@ def test_a_training_whose_node_is_lost_goes_on_elsewhere_from_its_checkpoint(tmp
 
     done = subprocess.run(
         [sys.executable, TESTS / "losing_a_node.py", tmp_path / "runs"],
-        env=environment(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"),
+        # Ray's workers are nice: beside other tests on the same cores they would hardly run.
+        env=environment(RAY_worker_niceness="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"),
         capture_output=True,
         text=True,
         timeout=300,
@@ -88,7 +89,7 @@ def test_a_sweep_runs_on_submitit_and_is_told_like_any_other(submitit, tmp_path,
     path = tmp_path / "rates.toml"
     path.write_text(
         "[settings]\nnum_train = 120\nhidden = [7, 5]\nbatch_size = 30\nnum_points = 2\nepochs = 2\n"
-        "[submitit]\ncluster = 'local'\ntimeout_min = 5"
+        "[submitit]\ncluster = 'local'\ntimeout_min = 60"
     )
     assert cli.main(["sweep", str(path), "--executor", "submitit", "--out", str(tmp_path / "out")]) == 0
     printed = capfd.readouterr()
@@ -98,13 +99,16 @@ def test_a_sweep_runs_on_submitit_and_is_told_like_any_other(submitit, tmp_path,
     assert list(pd.read_csv(tmp_path / "out" / "rates.csv")["state"]) == ["finished"]
 
 
-def test_submitits_own_executor_is_one_and_a_killed_job_is_tried_again(submitit, tmp_path, caplog):
+def test_submitits_own_executor_is_one_and_a_killed_job_is_tried_again(submitit, tmp_path, caplog, monkeypatch):
+    # for so many seconds it hopes for the result of a job that ended without
+    monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 1)
+
     class Killed:
         """Kills the first job before it does anything, as a scheduler may."""
 
         def __init__(self):
             self.executor = submitit.LocalExecutor(tmp_path / "logs")
-            self.executor.update_parameters(timeout_min=5)
+            self.executor.update_parameters(timeout_min=60)
             self.jobs = []
 
         def submit(self, asked):
