@@ -406,7 +406,8 @@ def test_schedules_are_compared_by_seeds(name, ours, theirs, expected):
 
 def test_seeds_without_a_value_are_counted():
     judgement = schedule_claims.not_worse([0.5, 0.5, math.nan], [0.5, 0.49, 0.5], "ours", "theirs")
-    assert "(2 seeds; 1 undefined)" in judgement.finding
+    assert "2 seeds). 1 pair(s) undefined." in judgement.finding
+    assert judgement.verdict == "not resolved"
 
 
 @pytest.mark.parametrize("claim", QUADRATIC_CLAIMS.values(), ids=QUADRATIC_CLAIMS)

@@ -175,10 +175,11 @@ def test_a_training_that_diverged_is_counted_as_undefined():
 
     noisy = [*levels(*HIGH), training(loss=diverges)]
     found = noise_claims.higher_loss("noise", "").judge({"noise": noisy, "gd": levels(*LOW, 0.4)})
-    assert found.verdict == "supported"
+    assert found.verdict == "not resolved"  # it must not help by vanishing
     assert found.finding.endswith("(95 %, 3 seeds). 1 pair(s) undefined.")
     found = noise_claims.helps("after", "stuck", "").judge({"after": noisy, "stuck": levels(*[2.0] * 4)})
-    assert "3 seeds; 1 undefined" in found.finding
+    assert found.verdict == "not resolved"
+    assert "3 seeds). Undefined in 1 of 4 trainings." in found.finding
     found = noise_claims.stuck("noise", "").judge({"noise": [level(1.0), training(loss=diverges)]})
     assert (found.verdict, "(1 undefined)" in found.finding) == ("not resolved", True)
     for claim in (noise_claims.stuck("noise", ""), noise_claims.helps("noise", "noise", "")):
@@ -190,7 +191,17 @@ def test_what_was_not_stuck_says_nothing_of_footnote_6():
     for claim in (noise_claims.no_help("after", "stuck", ""), noise_claims.helps("after", "stuck", "")):
         found = claim.judge({"after": levels(0.001, 0.001, 0.002), "stuck": moving})
         assert found.verdict == "not testable at this scale"
-        assert found.finding.startswith("Not stuck before (last quarter by the one before: 0.359, 0.359, 0.359). loss")
+        assert found.finding.startswith(
+            "Not shown to be stuck before (last quarter by the one before: 0.359, 0.359, 0.359). Loss"
+        )
+
+
+def test_what_the_number_of_updates_decides_is_judged_at_the_papers_only():
+    decided = [noise_claims.stuck, noise_claims.much_farther_than_sgd, noise_claims.much_larger_norm]
+    assert all(claim("noise", "").paper_scale_only for claim in decided)
+    assert noise_claims.no_help("after", "stuck", "").paper_scale_only
+    assert noise_claims.helps("after", "stuck", "").paper_scale_only
+    assert not noise_claims.higher_loss("noise", "").paper_scale_only
 
 
 def test_ends_are_means_over_the_last_tenth_and_the_last_three_validations():
@@ -206,7 +217,7 @@ def test_the_interval_of_ratios_is_students_of_their_logarithms():
     found = noise_claims.against(np.array([2.5, 3.0, 3.6]), 2.0, "ratio")
     logs = np.log([2.5, 3.0, 3.6])
     half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)
-    assert f"({np.exp(logs.mean() - half):.3g} to {np.exp(logs.mean() + half):.3g}, 3 seeds)" in found.finding
+    assert f"({np.exp(logs.mean() - half):.3g} to {np.exp(logs.mean() + half):.3g}, 95 %, 3 seeds)" in found.finding
     assert found.verdict == "not resolved"  # from 1.9 on
 
 

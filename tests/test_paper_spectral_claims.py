@@ -228,6 +228,11 @@ def test_without_a_minimum_nothing_is_said_of_one(end):
     assert found.verdict == "not testable at this scale"
     some = [*seeds(residual=lambda k: 0.01)[:2], decomposed(residual=lambda k: 0.01, **end)]
     assert decomposition_claims.almost_equal("sgd", "").judge({"sgd": some}).verdict == "not resolved"
+    falling = seeds(residual=lambda k: 10.0**-k)[:2]
+    for last in (decomposed(residual=lambda k: 10.0**-k, **end), decomposed(residual=lambda k: 9.0, **end)):
+        found = decomposition_claims.vanishing_residual("sgd", "").judge({"sgd": [*falling, last]})
+        assert found.verdict == "not resolved"  # one is not near a minimum, whatever its residual
+        assert "Undefined in 1 of 3 trainings" in found.finding
 
 
 def test_a_loss_that_leaps_up_at_the_end_leaves_the_minimum_where_it_was():

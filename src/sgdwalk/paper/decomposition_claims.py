@@ -71,7 +71,7 @@ def almost_equal(role: str, source: str) -> Claim:
 
     def judge(walks: Walks) -> Judgement:
         ends = [_nearest(table) for table in _tables(walks, role)]
-        near = [end for end in ends if end["accuracy"] == 1 and end["loss"] <= INTERPOLATED]
+        near = [end for end in ends if _is_near(end)]
         if not near:
             return Judgement(
                 "not testable at this scale",
@@ -97,8 +97,8 @@ def almost_equal(role: str, source: str) -> Claim:
         NEAR_MINIMA,
         source,
         "‖R‖/‖H‖ in spectral norms where a training's loss is lowest, if it interpolates there (every training example "
-        f"told rightly, loss up to {INTERPOLATED:g}): supported where it is at most {ALMOST_EQUAL:g} in all of them, "
-        f"contradicted where it is at least {NOT_EQUAL:g} in all.",
+        f"told rightly, loss up to {INTERPOLATED:g}): supported where it is at most {ALMOST_EQUAL:g} in all trainings, "
+        f"contradicted where it is at least {NOT_EQUAL:g} in all; open where one does not interpolate.",
         judge,
     )
 
@@ -109,7 +109,8 @@ def vanishing_residual(role: str, source: str) -> Claim:
     def judge(walks: Walks) -> Judgement:
         tables = _tables(walks, role)
         first = [float(table["residual"].iloc[0]) for table in tables]
-        nearest = [float(_nearest(table)["residual"]) for table in tables]
+        ends = [_nearest(table) for table in tables]
+        nearest = [float(end["residual"]) if _is_near(end) else math.nan for end in ends]
         falls = [a / b if b > 0 else math.nan for a, b in zip(first, nearest, strict=True)]
         largest = [table["residual"].max() / a for table, a in zip(tables, first, strict=True)]
         return judged_above(
@@ -117,7 +118,7 @@ def vanishing_residual(role: str, source: str) -> Claim:
             math.log(1 / VANISHED),
             "‖R‖ at the start by ‖R‖ where the loss is lowest",
             f" Its largest value is {_list(largest)} times the first." if tables else "",
-            exponential=True,
+            shown=math.exp,
         )
 
     return Claim(
@@ -125,8 +126,9 @@ def vanishing_residual(role: str, source: str) -> Claim:
         NEAR_MINIMA,
         source,
         "Spectral norm ‖R‖ at the initial parameters by that where the loss is lowest, one number a training "
-        f"(Student's interval of the logarithm over the seeds): supported where it lies above {1 / VANISHED:g}, "
-        "contradicted where it lies below.",
+        f"(Student's interval of the logarithm over the seeds), defined where a training interpolates as above: "
+        f"supported where it lies above {1 / VANISHED:g}, contradicted where it lies below, open where one training "
+        "does not interpolate.",
         judge,
     )
 
@@ -160,6 +162,11 @@ def _tables(walks: Walks, role: str) -> list[pd.DataFrame]:
 def _nearest(table: pd.DataFrame) -> pd.Series:
     """Of the points at which Equation 3 was written out, the one of the lowest loss: the nearest to a minimum."""
     return table.sort_values("loss").iloc[0]
+
+
+def _is_near(end: pd.Series) -> bool:
+    """Whether a training's nearest point to a minimum passes for near one: it interpolates."""
+    return bool(end["accuracy"] == 1 and end["loss"] <= INTERPOLATED)
 
 
 def _nothing() -> Judgement:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 import sgdwalk
-from sgdwalk.paper.judging import Claim, Judgement, Verdict, Walks, paired, share, student, tally
+from sgdwalk.paper.judging import Claim, Judgement, Verdict, Walks, above, paired, share, tally
 from sgdwalk.paper.selections import HALF, MOST
 from sgdwalk.paper.walk_claims import CLOSE_FROM, CLOSE_TO_MINUS_ONE
 
@@ -59,38 +60,31 @@ def slowing(run: sgdwalk.Run) -> float:
 
 
 def ratios(
-    above: Sequence[sgdwalk.Run], below: Sequence[sgdwalk.Run], value: Callable[[sgdwalk.Run], float]
+    over: Sequence[sgdwalk.Run], under: Sequence[sgdwalk.Run], value: Callable[[sgdwalk.Run], float]
 ) -> np.ndarray:
     """A value of one training by that of the other, one pair a seed."""
-    return np.array([value(one) / value(other) for one, other in zip(above, below, strict=False)])
+    return np.array([value(one) / value(other) for one, other in zip(over, under, strict=False)])
 
 
-def against(values: np.ndarray, threshold: float, what: str, *, above: bool = True) -> Judgement:
-    """Judge whether ratios lie above a threshold, or below, by Student's interval of their logarithm over the seeds."""
-    known = values[np.isfinite(values) & (values > 0)]
-    left_out = f"; {len(values) - len(known)} undefined" if len(known) < len(values) else ""
-    if len(known) == 0:
-        return Judgement("not testable at this scale", f"No {what} is defined.")
-    if len(known) == 1:
-        return Judgement("not resolved", f"{what}: {known[0]:.3g}; one seed, and no interval{left_out}.")
-    mean, half = student(np.log(known))
-    low, high = np.exp(mean - half), np.exp(mean + half)
-    verdict: Verdict = "not resolved"
-    if low > threshold or high < threshold:
-        verdict = "supported" if (low > threshold) == above else "contradicted"
-    return Judgement(verdict, f"{what}: {np.exp(mean):.3g} ({low:.3g} to {high:.3g}, {len(known)} seeds{left_out}).")
+def against(
+    values: np.ndarray, threshold: float, what: str, *, wanted: Literal["above", "below"] = "above"
+) -> Judgement:
+    """Judge on which side of a threshold ratios lie, by Student's interval of their logarithm over the seeds."""
+    logs = [math.log(value) if value > 0 else math.nan for value in values]
+    return above(logs, math.log(threshold), what, shown=math.exp, wanted=wanted)
 
 
 def higher_loss(role: str, shown: str) -> Claim:
     """Noise ends at a higher loss than GD."""
-    return Claim(
+    return _more(
         "noise: higher loss than GD",
         "adding even a small isotropic noise makes both the convergence and generalization worse compared with the "
         "model trained with GD",
         f"Section 4; {shown}",
-        f"Mean loss of the last {END:.0%} of the updates, with noise less without, one pair a seed: supported where "
-        "Student's 95 % interval of the difference lies above 0, contradicted where it lies below.",
-        lambda walks: _pairs(walks, role, "gd", final_loss, "loss with noise", "of GD"),
+        f"Mean loss of the last {END:.0%} of the updates, with noise less without",
+        (role, "loss with noise"),
+        ("gd", "of GD"),
+        final_loss,
     )
 
 
@@ -118,30 +112,33 @@ def stuck(role: str, shown: str) -> Claim:
         "Mean loss of the last quarter of the updates by that of the quarter before: supported where it is at least "
         f"{STUCK} in all trainings, contradicted where it is at most {MOVING} in all.",
         judge,
+        paper_scale_only=True,
     )
 
 
 def worse_accuracy(role: str, shown: str) -> Claim:
     """Noise generalizes worse than GD."""
-    return Claim(
+    return _more(
         "noise: worse accuracy than GD",
         "and have worse validation performance compared with the model trained with GD",
         shown,
-        f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of GD less with noise, one pair a seed: supported "
-        "where Student's 95 % interval of the difference lies above 0, contradicted where it lies below.",
-        lambda walks: _pairs(walks, "gd", role, final_accuracy, "accuracy of GD", "with noise"),
+        f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of GD less with noise",
+        ("gd", "accuracy of GD"),
+        (role, "with noise"),
+        final_accuracy,
     )
 
 
 def farther_than_gd(role: str, shown: str) -> Claim:
     """Noise carries the parameters farther than GD goes."""
-    return Claim(
+    return _more(
         "noise: farther than GD",
         "models trained with isotropic noise travel farther away compared with the model trained using noiseless GD",
         f"Section 4; {shown}",
-        "‖θ_T - θ_0‖ with noise less without, one pair a seed: supported where Student's 95 % interval of the "
-        "difference lies above 0, contradicted where it lies below.",
-        lambda walks: _pairs(walks, role, "gd", final_distance, "distance with noise", "of GD"),
+        "‖θ_T - θ_0‖ with noise less without",
+        (role, "distance with noise"),
+        ("gd", "of GD"),
+        final_distance,
     )
 
 
@@ -155,6 +152,7 @@ def much_farther_than_sgd(role: str, shown: str) -> Claim:
         f"‖θ_T - θ_0‖ with noise by that of SGD, T the same, one pair a seed (Student's interval of the logarithm): "
         f"supported where the interval lies above {MUCH:g}, contradicted where it lies below.",
         lambda walks: against(ratios(walks[role], walks["sgd"], final_distance), MUCH, "ratio of the distances"),
+        paper_scale_only=True,
     )
 
 
@@ -164,9 +162,10 @@ def much_larger_norm(role: str, shown: str) -> Claim:
         "noise: much larger norm than GD",
         "isotropic noise solutions have much larger norms and get stuck",
         f"Section 4; {shown}",
-        "Norm of the last parameters, with noise by without, one pair a seed (Student's interval of the logarithm): "
+        "‖θ‖ before the last update, with noise by without, one pair a seed (Student's interval of the logarithm): "
         f"supported where the interval lies above {MUCH:g}, contradicted where it lies below.",
         lambda walks: against(ratios(walks[role], walks["gd"], final_norm), MUCH, "ratio of the norms"),
+        paper_scale_only=True,
     )
 
 
@@ -191,27 +190,28 @@ def opposite_throughout(role: str, shown: str) -> Claim:
 
 def gd_generalizes_worse(shown: str) -> Claim:
     """SGD generalizes better than GD."""
-    return Claim(
+    return _more(
         "GD: worse accuracy than SGD",
         "full dataset gradient descent (without any noise), which is well known to be worse compared with "
         "generalization from SGD with small mini-batches",
         f"Section 4; {shown}",
-        f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of SGD less of GD after as many updates, one pair "
-        "a seed: supported where Student's 95 % interval of the difference lies above 0, contradicted where it lies "
-        "below.",
-        lambda walks: _pairs(walks, "sgd", "gd", final_accuracy, "accuracy of SGD", "of GD"),
+        f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of SGD less of GD after as many updates",
+        ("sgd", "accuracy of SGD"),
+        ("gd", "of GD"),
+        final_accuracy,
     )
 
 
 def sgd_has_the_smaller_norm(shown: str) -> Claim:
     """SGD ends at parameters of a smaller norm than GD."""
-    return Claim(
+    return _more(
         "SGD: smaller norm than GD",
         "SGD finds solutions with small ℓ^2 norm (Zhang et al., 2016) compared with GD",
         f"Section 4; {shown}",
-        "Norm of the last parameters, of GD less of SGD after as many updates, one pair a seed: supported where "
-        "Student's 95 % interval of the difference lies above 0, contradicted where it lies below.",
-        lambda walks: _pairs(walks, "gd", "sgd", final_norm, "norm of GD", "of SGD"),
+        "‖θ‖ before the last update, of GD less of SGD after as many updates",
+        ("gd", "norm of GD"),
+        ("sgd", "of SGD"),
+        final_norm,
     )
 
 
@@ -230,7 +230,7 @@ def norm(role: str, value: float) -> Claim:
         "The parameter norms are 87 and 82 for GD and SGD respectively, and 369 and 443 for the 0.014 and 0.028 "
         "isotropic variance case",
         "Section 4 (Figure 5)",
-        f"Norm of the last parameters: supported within {NEAR:.0%} of {value:g} in all trainings, contradicted from "
+        f"‖θ‖ before the last update: supported within {NEAR:.0%} of {value:g} in all trainings, contradicted from "
         f"{FAR:.0%} off in all.",
         judge,
         paper_scale_only=True,
@@ -245,10 +245,11 @@ def no_help(change: str, start: str, changed: str) -> Claim:
         "Footnote 6",
         f"Mean loss of the last {END:.0%} of the updates after the change, by that before, one ratio a seed (Student's "
         f"interval of the logarithm): supported where the interval lies above {REDUCED:g}, contradicted where it lies "
-        "below. Not testable where a training was not stuck before.",
+        "below. Not testable where a training was not shown to be stuck before.",
         lambda walks: _if_stuck(
             walks[start], against(ratios(walks[change], walks[start], final_loss), REDUCED, "loss after by before")
         ),
+        paper_scale_only=True,
     )
 
 
@@ -260,38 +261,42 @@ def helps(change: str, start: str, changed: str) -> Claim:
         "Footnote 6",
         f"Mean loss of the last {END:.0%} of the updates after the change, by that before, one ratio a seed (Student's "
         f"interval of the logarithm): supported where the interval lies below {REDUCED:g}, contradicted where it lies "
-        "above. Not testable where a training was not stuck before.",
+        "above. Not testable where a training was not shown to be stuck before. The loss of SGD is that of its "
+        "mini-batches, whose BatchNorm sees fewer examples than GD's.",
         lambda walks: _if_stuck(
             walks[start],
-            against(ratios(walks[change], walks[start], final_loss), REDUCED, "loss after by before", above=False),
+            against(ratios(walks[change], walks[start], final_loss), REDUCED, "loss after by before", wanted="below"),
         ),
+        paper_scale_only=True,
     )
 
 
 def noise_helps_sgd(role: str) -> Claim:
     """Isotropic noise on top of mini-batches' improves on plain SGD."""
-    return Claim(
+    return _more(
         "noise on top of SGD: better accuracy",
         "Neelakantan et al. (2015) suggest adding isotropic noise to gradients and report performance improvement on a "
         "number of tasks […] on top of the noise due to the minibatch induced stochasticity",
         "Section 4",
-        f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of SGD with noise less without, one pair a seed: "
-        "supported where Student's 95 % interval of the difference lies above 0, contradicted where it lies below.",
-        lambda walks: _pairs(walks, role, "sgd", final_accuracy, "accuracy of SGD with noise", "without"),
+        f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of SGD with noise less without",
+        (role, "accuracy of SGD with noise"),
+        ("sgd", "without"),
+        final_accuracy,
     )
 
 
 def smaller_batch_matters(role: str) -> Claim:
     """A smaller batch does better than noise on top of the larger one, so it should have been compared."""
-    return Claim(
+    return _more(
         "smaller mini-batches: better than noise on top",
         "Neelakantan et al. (2015) do not compare the performance of the additive isotropic noise with SGD with "
         "different batch sizes as a baseline, which we believe is important",
         "Section 4",
         f"Mean of the last {LAST_VALIDATIONS} validation accuracies, of SGD at half the batch size less that of SGD "
-        "with noise, after as many updates, one pair a seed: supported where Student's 95 % interval of the difference "
-        "lies above 0, contradicted where it lies below.",
-        lambda walks: _pairs(walks, "sgd-half", role, final_accuracy, "accuracy at half the batch", "with noise"),
+        "with noise, after as many updates",
+        ("sgd-half", "accuracy at half the batch"),
+        (role, "with noise"),
+        final_accuracy,
     )
 
 
@@ -302,14 +307,31 @@ def _if_stuck(before: Sequence[sgdwalk.Run], found: Judgement) -> Judgement:
         return found
     said = ", ".join(f"{value:.3g}" for value in values)
     return Judgement(
-        "not testable at this scale", f"Not stuck before (last quarter by the one before: {said}). {found.finding}"
+        "not testable at this scale",
+        f"Not shown to be stuck before (last quarter by the one before: {said}). {found.finding}",
     )
 
 
-def _pairs(
-    walks: Walks, role: str, other: str, value: Callable[[sgdwalk.Run], float], name: str, other_name: str
-) -> Judgement:
-    pairs = np.array([(value(one), value(two)) for one, two in zip(walks[role], walks[other], strict=True)])
-    found = paired(list(pairs[:, 0]), list(pairs[:, 1]), name, other_name)
-    undefined = int((~np.isfinite(pairs).all(axis=1)).sum())
-    return found if undefined == 0 else replace(found, finding=f"{found.finding} {undefined} pair(s) undefined.")
+def _more(
+    name: str,
+    words: str,
+    source: str,
+    statistic: str,
+    higher: tuple[str, str],
+    lower: tuple[str, str],
+    value: Callable[[sgdwalk.Run], float],
+) -> Claim:
+    """One kind of training ends with more of something than another; each is given as (role, words)."""
+
+    def judge(walks: Walks) -> Judgement:
+        ours, theirs = ([value(run) for run in walks[role]] for role, _ in (higher, lower))
+        return paired(ours, theirs, higher[1], lower[1])
+
+    return Claim(
+        name,
+        words,
+        source,
+        f"{statistic}, one pair a seed: supported where Student's 95 % interval of the difference lies above 0, "
+        "contradicted where it lies below.",
+        judge,
+    )

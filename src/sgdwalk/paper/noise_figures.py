@@ -124,7 +124,6 @@ def _footnote_6(scale: Scale) -> Figure:
         role = partial(change_role, architecture=architecture, reading=reading)
         words, stuck = f"{published_name(architecture)}, {READINGS[reading]}", role("stuck")
         found += [
-            (words, noise_claims.stuck(stuck, "Figure 5; footnote 6")),
             (words, noise_claims.no_help(role("lower"), stuck, "lower learning rate")),
             (words, noise_claims.no_help(role("gd"), stuck, "switch to GD")),
             (words, noise_claims.helps(role("sgd"), stuck, "switch to SGD")),

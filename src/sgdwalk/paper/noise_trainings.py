@@ -47,6 +47,7 @@ CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
 DEVIATIONS = (
     "Nothing is augmented in this study, SGD's mini-batches neither: GD and SGD differ in the gradient's noise alone.",
     "The loss of SGD is the mean of its mini-batches' losses, before each update; that of GD is the full loss.",
+    "The cosine is that of the gradients as the optimizer received them, their noise included.",
 )
 
 

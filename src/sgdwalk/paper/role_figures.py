@@ -64,7 +64,7 @@ def _cosine_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
         reading = f"fixed number of {moment.unit}"
         claims.append((reading, role_claims.follows(batches, COSINE, "batch size", "falls", moment)))
         claims.append((reading, role_claims.follows(batches, DISTANCE, "batch size", "falls", moment)))
-    claims.append(("", role_claims.same_cosine_at_any_rate(rates, updates)))
+    claims.append(("", role_claims.same_cosine_at_any_rate(rates, batches, updates)))
     claims.append(("fixed number of updates", role_claims.batch_changes_cosine_more(batches, rates, updates)))
     return Figure(
         id,
@@ -118,7 +118,10 @@ def _roles(scale: Scale) -> Figure:
             claims += [(name, claim) for claim in found]
         usual_size = rate_settings(network, scale)[0].batch_size
         usual = [each for each in settings if each.batch_size == usual_size]
-        claims.append((f"{name}, usual batch size", role_claims.same_cosine_at_any_rate(usual, when[network][0])))
+        sizes = [each for each in settings if each.learning_rate == USUAL_RATE]
+        claims.append(
+            (f"{name}, usual batch size", role_claims.same_cosine_at_any_rate(usual, sizes, when[network][0]))
+        )
         claims += [
             (name, role_claims.same_at_equal_ratio(settings, when[network][1], large=large)) for large in (False, True)
         ]

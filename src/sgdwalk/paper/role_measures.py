@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 import sgdwalk
 from sgdwalk.paper.judging import CONFIDENCE, proportion_interval, student
@@ -48,6 +47,11 @@ class Moment:
 
     def __str__(self) -> str:
         return f"{self.number} {self.unit}"
+
+    @property
+    def kind(self) -> str:
+        """What it is whatever its number: statements are told apart by this."""
+        return f"a fixed number of {self.unit}"
 
     def step(self, run: sgdwalk.Run) -> int:
         """How many updates a training has made then."""
@@ -127,9 +131,18 @@ def equivalence_interval(differences: np.ndarray) -> tuple[float, float]:
     >>> round(low, 4), round(high, 4)  # 0.1 ± 2.920 · 0.1 / √3
     (-0.0686, 0.2686)
     """
-    n = len(differences)
-    half = float(stats.t.ppf(CONFIDENCE, n - 1)) * float(differences.std(ddof=1)) / n**0.5
-    return float(differences.mean()) - half, float(differences.mean()) + half
+    mean, half = student(differences, 2 * CONFIDENCE - 1)
+    return mean - half, mean + half
+
+
+def is_bouncing(runs: Runs, setting: Setting, moment: Moment) -> bool:
+    """Whether updates at the moment pass their floor, where that was watched: most of them, of all seeds."""
+    inside = []
+    for run in runs[setting.role]:
+        step = moment.step(run)
+        where = run.steps["floor_alpha"].iloc[step : step + WATCHED].dropna()
+        inside += [0.0 < alpha < 1.0 for alpha in where]
+    return not inside or 2 * sum(inside) > len(inside)
 
 
 def equal_ratios(settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 import sgdwalk
-from sgdwalk.paper.judging import CONFIDENCE, Claim, Judgement, Verdict, Walks, paired
+from sgdwalk.paper.judging import CONFIDENCE, Claim, Judgement, Walks, paired, side, student
 
 MARGIN = 0.02
 """Accuracies that differ by less than two percentage points pass for similar."""
@@ -39,24 +37,15 @@ def cycles_are_redundant(one: str, cyclical: str, source: str) -> Claim:
 
 def not_worse(ours: Sequence[float], theirs: Sequence[float], name: str, other: str) -> Judgement:
     """Judge that one number is not below another by ``MARGIN`` or more, one pair a seed, by one-sided tests."""
+    found = paired(ours, theirs, name, other)
     differences = np.array(ours, dtype=float) - np.array(theirs, dtype=float)
-    known = np.isfinite(differences)
-    n = int(known.sum())
-    if n == 0:
-        return Judgement("not testable at this scale", "No pair of trainings has both values defined.")
-    means = f"{name} {np.mean(np.array(ours)[known]):.3g}, {other} {np.mean(np.array(theirs)[known]):.3g}"
-    if n == 1:
-        return Judgement("not resolved", f"{means}: one seed, and a difference without an interval.")
-    mean = float(differences[known].mean())
-    half = float(stats.t.ppf(CONFIDENCE, n - 1) * differences[known].std(ddof=1)) / math.sqrt(n)
-    verdict: Verdict = "not resolved"
-    if mean - half > -MARGIN:
-        verdict = "supported"
-    elif mean + half < -MARGIN:
-        verdict = "contradicted"
-    left_out = f"; {len(differences) - n} undefined" if n < len(differences) else ""
-    bounds = f"one-sided {CONFIDENCE:.0%} bounds {mean - half:.3g} and {mean + half:.3g}"
-    return Judgement(verdict, f"{means}; difference {mean:.3g}, {bounds} ({n} seeds{left_out}).")
+    verdict = side(differences, -MARGIN, confidence=2 * CONFIDENCE - 1)
+    known = differences[np.isfinite(differences)]
+    if len(known) < 2:
+        return found
+    mean, half = student(known, 2 * CONFIDENCE - 1)
+    bounds = f"One-sided {CONFIDENCE:.0%} bounds of the difference: {mean - half:.3g} and {mean + half:.3g}."
+    return Judgement(verdict, f"{found.finding} {bounds}")
 
 
 def raising_is_better(raised: str, stepwise: str, name: str, source: str) -> Claim:

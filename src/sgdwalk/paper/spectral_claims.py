@@ -142,7 +142,7 @@ def larger_with_running_statistics(role: str, source: str) -> Claim:
             logs.append(float(np.log(ratios).mean()) if len(ratios) else math.nan)
             said.append(left_out)
         more = f" Larger at {larger} of {measured} points.{_left_out(said)}"
-        return judged_above(logs, math.log(SIGNIFICANTLY), "ratio", more, exponential=True)
+        return judged_above(logs, math.log(SIGNIFICANTLY), "ratio", more, shown=math.exp)
 
     return Claim(
         "larger with running statistics",
@@ -165,7 +165,7 @@ def _ratios(
 ) -> Judgement:
     pairs = [(above(run), below(run)) for run in runs]
     logs = [one - other for (one, _), (other, _) in pairs]
-    return judged_above(logs, 0.0, "ratio", _left_out([a + b for (_, a), (_, b) in pairs]), exponential=True)
+    return judged_above(logs, 0.0, "ratio", _left_out([a + b for (_, a), (_, b) in pairs]), shown=math.exp)
 
 
 def _differences(
