@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdwalk import analysis, summary
+from sgdwalk import analysis, columns, summary
 from sgdwalk.errors import InputError
 from sgdwalk.records import NAN, Event, SegmentPoint, StepRecord
 from sgdwalk.run import Run
-from sgdwalk.text import count, number, plain
+from sgdwalk.text import count, number, plain, sparkline
 from synthetic import gradient_descent, quadratic_walk, records_of_walk, settings, stochastic_descent, troubled_walk
 
 
@@ -92,8 +92,8 @@ def test_directional_sharpness_is_refused_where_the_step_is_not_the_gradient(nam
 
 
 def test_measure_columns_are_the_users_own():
-    assert analysis.measure_columns(troubled_walk()) == ["batch_sharpness"]
-    assert analysis.measure_columns(gradient_descent(3)) == []
+    assert columns.measure_columns(troubled_walk()) == ["batch_sharpness"]
+    assert columns.measure_columns(gradient_descent(3)) == []
 
 
 # --- epochs and runs --------------------------------------------------------------------------------------------------
@@ -208,12 +208,12 @@ def test_a_value_without_a_recorded_reason_is_still_counted():
     ids=["empty", "undefined", "infinite", "constant", "ramp"],
 )
 def test_sparkline(values, line):
-    assert analysis.sparkline(values) == line
+    assert sparkline(values) == line
 
 
 def test_a_long_sparkline_shows_means_of_equal_parts():
-    assert analysis.sparkline([0, 2, 1, 1, 8, 0, NAN, NAN], width=4) == "▁▁█ "
-    assert len(analysis.sparkline(np.random.default_rng(0).normal(size=1_000))) == 60
+    assert sparkline([0, 2, 1, 1, 8, 0, NAN, NAN], width=4) == "▁▁█ "
+    assert len(sparkline(np.random.default_rng(0).normal(size=1_000))) == 60
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from sgdwalk import cli
 from sgdwalk.records import Event, SegmentPoint, StepRecord
 from sgdwalk.store import RunWriter
 from sgdwalk.terminal import cell
+from sgdwalk.text import sparkline
 from storing import output, python
 from synthetic import records_of_walk, settings
 
@@ -271,7 +272,7 @@ def test_show_tells_the_walk_and_draws_its_height(tmp_path, capsys):
     run = sgdwalk.open_run(folder)
     assert "walk" in text.splitlines()[0]
     assert "60 updates" in text
-    assert f"height {sgdwalk.analysis.sparkline(run.steps['height'])}" in text
+    assert f"height {sparkline(run.steps['height'])}" in text
     listed = [line.split()[0] for line in text.splitlines() if line.strip() and line.split()[0].isdigit()]
     assert listed == ["0", "1", "2", "57", "58", "59", "54"]  # … and the 54 that are left out
     assert "54 steps more" in text

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgdwalk import analysis, figures, summary
+from sgdwalk import columns, figures, summary
 from sgdwalk.curvature_figures import outliers
 from sgdwalk.errors import InputError
 from sgdwalk.records import NAN, StepRecord
@@ -58,10 +58,10 @@ TAKEN = np.arange(0, 40, 5)
 
 def test_columns_are_sorted_by_their_endings():
     run = walk()
-    assert analysis.thresholded_measures(run) == ["norm", "sharpness"]
-    assert analysis.banded_measures(run) == ["noise"]
-    assert analysis.plain_measures(run) == ["other"]
-    assert analysis.thresholded_measures(gradient_descent(3)) == []
+    assert columns.thresholded_measures(run) == ["norm", "sharpness"]
+    assert columns.banded_measures(run) == ["noise"]
+    assert columns.plain_measures(run) == ["other"]
+    assert columns.thresholded_measures(gradient_descent(3)) == []
 
 
 def test_the_words_tell_how_near_the_threshold_is():

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, outputs, run, units
+from sgdwalk import certified, columns, outputs, run, units
 
 CERTIFIED = {"method": "certified", "on_error": "raise"}
 UPDATES = 12
@@ -138,7 +138,7 @@ def test_the_columns_are_there_for_certified_walks_alone():
     following = list(found.steps.columns)[len(run.STEP_TABLE_COLUMNS) :]
     assert following[: len(run.CERTIFIED_COLUMNS)] == list(run.CERTIFIED_COLUMNS)
     assert not {*run.CERTIFIED_COLUMNS} & {*exact.steps.columns}
-    assert sgdwalk.analysis.measure_columns(found) == []
+    assert columns.measure_columns(found) == []
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others():

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk import drawing
-from sgdwalk.analysis import by_epoch, check_runs, within
+from sgdwalk.analysis import by_epoch, within
 from sgdwalk.captions import sentences, span, undefined
+from sgdwalk.columns import check_runs
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
 from sgdwalk.text import count, number, plain
 

@@ -14,8 +14,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk import drawing
-from sgdwalk.analysis import banded_measures, check_runs, edge_ratios, family, thresholded_measures, within
+from sgdwalk.analysis import within
 from sgdwalk.captions import course, sentences, span, undefined
+from sgdwalk.columns import banded_measures, check_runs, edge_ratios, family, thresholded_measures
 from sgdwalk.drawing import COLOURS, FLOOR_DASHES, WIDTH, Panel, Picture
 from sgdwalk.errors import InputError
 from sgdwalk.text import count, number, plain

@@ -18,9 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sgdwalk import drawing
-from sgdwalk.analysis import check_runs, derived, plain_measures, within
+from sgdwalk.analysis import derived, within
 from sgdwalk.barrier_figure import barriers
 from sgdwalk.captions import course, sentences, span, undefined
+from sgdwalk.columns import check_runs, plain_measures
 from sgdwalk.curvature_figures import curvature, intervals, spectral_density
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
 from sgdwalk.errors import InputError

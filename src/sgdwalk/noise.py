@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from sgdwalk.eigensolver import inner_products
 from sgdwalk.errors import InputError
 from sgdwalk.examples import example_gradients, example_losses
+from sgdwalk.graphs import NoSecondDerivativeError, refuse_dead_ends
 from sgdwalk.objective import Forward, LossFunction
-from sgdwalk.operators import NoSecondDerivativeError, push, refuse_dead_ends
+from sgdwalk.operators import push
 from sgdwalk.outer_products import OuterProducts
 from sgdwalk.standing import LossOptions, StandingLoss
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sgdwalk.data import leaves as leaves_of
 from sgdwalk.errors import InputError
+from sgdwalk.graphs import NoSecondDerivativeError, free_bytes, held_bytes, lacks_second_derivative, refuse_dead_ends
 from sgdwalk.objective import FullLoss, is_out_of_memory
 
 LARGEST_DENSE = 10_000
@@ -160,7 +160,7 @@ class LossOperator(Operator):
             self._memory_limit = free_bytes(self.device) // 4
         length = self.full_loss.data.sizes[index]
         if length not in self._bytes_by_length:
-            self._bytes_by_length[length] = _held_bytes(graph)
+            self._bytes_by_length[length] = held_bytes(graph)
         size = self._bytes_by_length[length]
         if self._graph_bytes + size > self._memory_limit:
             self._keeps = False
@@ -330,86 +330,6 @@ def split_like(vector: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The flat vector cut into views of the tensors' shapes."""
     parts = vector.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-class NoSecondDerivativeError(Exception):
-    """A kernel on the way from the parameters to the loss can be differentiated once only."""
-
-
-WRONG_TWICE = ("WeightNormInterfaceBackward0",)
-"""Kernels whose second derivative is wrong without a word: the one of weight_norm along a weight's first or last axis
-leaves out how the norms depend on the weight (torch 2.13)."""
-
-
-def lacks_second_derivative(error: Exception) -> bool:
-    return isinstance(error, NoSecondDerivativeError) or any(
-        words in str(error) for words in ("derivative", "double backward", "differentiate twice")
-    )
-
-
-_ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
-"""Of every backward pass that is marked as differentiable once."""
-
-
-def refuse_dead_ends(tensors: Sequence[Tensor], *, wrong: Sequence[str] = WRONG_TWICE) -> None:
-    """Find kernels behind a loss and its gradients that cannot be differentiated twice although autograd would not say.
-
-    The error node of one that is marked as differentiable once lies off every path to the parameters, so that its part
-    would be left out; and there is none where the gradient that reaches the kernel is constant, as in a fused loss.
-    ``wrong`` names others; for J v alone, linear in what is differentiated, none is.
-    """
-    seen: set[Any] = set()
-    waiting = [tensor.grad_fn for tensor in tensors]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-        if (
-            node.name() == "torch::autograd::Error"
-            or node.name() in wrong
-            or getattr(backward, "__code__", None) is _ONCE
-        ):
-            raise NoSecondDerivativeError
-        waiting.extend(following for following, _ in node.next_functions)
-
-
-def _held_bytes(graph: Any) -> int:
-    """Bytes of the tensors that a graph saved for its backward passes, each storage once.
-
-    Read from the graph's nodes. Hooks on saved tensors would count them too, and leave cycles through autograd that
-    nothing collects.
-    """
-    storages: dict[int, int] = {}
-    tensors = [tensor for tensor in leaves_of(graph) if isinstance(tensor, Tensor)]
-    seen: set[Any] = set()
-    waiting = [tensor.grad_fn for tensor in tensors]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for name in dir(node):
-            if name.startswith("_saved_") or name == "saved_tensors":
-                tensors += [saved for saved in leaves_of(getattr(node, name)) if isinstance(saved, Tensor)]
-        waiting.extend(following for following, _ in node.next_functions)
-    for tensor in tensors:
-        if tensor.is_sparse:
-            tensor = tensor._values()
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that could be had now, on the parameters' device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    return 8 << 30
 
 
 @contextlib.contextmanager

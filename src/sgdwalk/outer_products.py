@@ -17,8 +17,9 @@ from torch.nn.functional import normalize
 from sgdwalk.draws import generator
 from sgdwalk.eigensolver import Eigenpairs, check_settings, extreme_eigenpairs, inner_products
 from sgdwalk.errors import InputError
+from sgdwalk.graphs import free_bytes
 from sgdwalk.objective import FullLoss
-from sgdwalk.operators import LARGEST_DENSE, LossOperator, free_bytes
+from sgdwalk.operators import LARGEST_DENSE, LossOperator
 
 LARGEST_GRAM = 4_000
 """Rows of a matrix whose eigenvalues are all computed (about half a minute on one core): beyond it, by products."""

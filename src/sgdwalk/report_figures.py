@@ -15,8 +15,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from sgdwalk import figures
-from sgdwalk.analysis import banded_measures, derived, plain_measures, thresholded_measures
+from sgdwalk.analysis import derived
 from sgdwalk.captions import sentences
+from sgdwalk.columns import banded_measures, plain_measures, thresholded_measures
 from sgdwalk.drawing import Picture, style_of
 from sgdwalk.svg import StyleSheet, geometry, inline_svg
 from sgdwalk.text import plain

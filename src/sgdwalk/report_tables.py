@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import by_epoch, derived, left_out, measure_columns, totals
+from sgdwalk.analysis import by_epoch, derived, left_out, totals
+from sgdwalk.columns import measure_columns
 from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, evenly, spoken, watched_or_all
 from sgdwalk.text import count, number, plain
 

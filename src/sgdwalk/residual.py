@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sgdwalk.errors import InputError
 from sgdwalk.examples import example_losses
+from sgdwalk.graphs import NoSecondDerivativeError, lacks_second_derivative, refuse_dead_ends
 from sgdwalk.objective import LossFunction
-from sgdwalk.operators import LossOperator, NoSecondDerivativeError, lacks_second_derivative, refuse_dead_ends
+from sgdwalk.operators import LossOperator
 from sgdwalk.standing import LossOptions, StandingLoss
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import edge_ratios, measure_columns, totals
+from sgdwalk.analysis import totals
+from sgdwalk.columns import edge_ratios, measure_columns
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:

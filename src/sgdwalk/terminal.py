@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 import sgdwalk
-from sgdwalk.analysis import sparkline
 from sgdwalk.lock import is_held
 from sgdwalk.paper import record
 from sgdwalk.paper.registry import TITLES
 from sgdwalk.summary import describe
-from sgdwalk.text import count, number, plain
+from sgdwalk.text import count, number, plain, sparkline
 
 COLUMNS = {
     "epoch": "epoch",

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Iterable
 
+import numpy as np
+
+_BARS = "▁▂▃▄▅▆▇█"
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 
 
@@ -77,3 +81,27 @@ def count(quantity: int, noun: str, plural: str | None = None) -> str:
     ('1 barrier', '0 barriers', '1,200 updates')
     """
     return f"{quantity:,} {noun if quantity == 1 else plural or noun + 's'}"
+
+
+def sparkline(values: Iterable[float], width: int = 60) -> str:
+    """A line of bars for a terminal, lowest value to highest; undefined values leave a space.
+
+    More than ``width`` values are drawn as the means of ``width`` equal parts.
+
+    >>> sparkline([0, 1, 2, 3, float("nan"), 7])
+    '▁▂▃▄ █'
+    >>> sparkline([5, 5, 5])
+    '▄▄▄'
+    """
+    numbers = np.asarray(list(values), dtype=np.float64)
+    numbers[np.isinf(numbers)] = math.nan
+    if len(numbers) > width:
+        parts = (part[~np.isnan(part)] for part in np.array_split(numbers, width))
+        numbers = np.array([part.mean() if len(part) else math.nan for part in parts])
+    finite = numbers[~np.isnan(numbers)]
+    if len(finite) == 0:
+        return " " * len(numbers)
+    low, span = finite.min(), np.ptp(finite)
+    if span == 0:
+        return "".join(" " if math.isnan(value) else _BARS[3] for value in numbers)
+    return "".join(" " if math.isnan(value) else _BARS[round(7 * (value - low) / span)] for value in numbers)
