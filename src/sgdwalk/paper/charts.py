@@ -144,4 +144,4 @@ def dress(axis) -> None:
     for side in ("left", "bottom"):
         axis.spines[side].set_color(RULE)
     axis.grid(axis="y", color=RULE, linewidth=0.6)
-    axis.tick_params(colors=MUTED, labelsize=9)
+    axis.tick_params(which="both", colors=MUTED, labelsize=9)

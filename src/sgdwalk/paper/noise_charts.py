@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import sgdwalk
-from sgdwalk.paper.charts import INK, MUTED, RULE, Chart
+from sgdwalk.paper.charts import INK, MUTED, RULE, Chart, dress
 from sgdwalk.paper.figure import published_name
 from sgdwalk.paper.noise_claims import final_accuracy, final_distance, final_loss
 from sgdwalk.paper.noise_trainings import FACTORS, Reading, change_role, noise_role
@@ -177,9 +177,4 @@ def _dress(axis: Any, title: str, label: str, *, log: bool = False) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(RULE)
-    axis.grid(axis="y", color=RULE, linewidth=0.6)
-    axis.tick_params(colors=MUTED, labelsize=9)
+    dress(axis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from sgdwalk.paper import schedule_tables
-from sgdwalk.paper.charts import INK, MUTED, RULE, Chart
+from sgdwalk.paper.charts import INK, MUTED, Chart, dress
 from sgdwalk.paper.schedule_tables import NAMES, Runs, training_loss
 
 STYLES = {
@@ -25,12 +25,7 @@ def curves(runs: Runs) -> Chart:
     titles = ("Training loss, nats per example", "Validation accuracy", "Learning rate")
     for axis, title in zip(panels, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axis.spines[side].set_color(RULE)
-        axis.grid(axis="y", color=RULE, linewidth=0.6)
-        axis.tick_params(colors=MUTED, labelsize=9)
+        dress(axis)
     for role, name in NAMES.items():
         colour, line, marker = STYLES[role]
         losses = [training_loss(run) for run in runs[role]]

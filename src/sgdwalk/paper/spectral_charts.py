@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import sgdwalk
-from sgdwalk.paper.charts import COLOURS, INK, MUTED, RULE, Chart
+from sgdwalk.paper.charts import COLOURS, INK, MUTED, RULE, Chart, dress
 from sgdwalk.paper.spectral_tables import curve, decompositions
 
 MODES = {
@@ -136,9 +136,4 @@ def _number(value: float) -> str:
 
 def _title(axis, text: str) -> None:
     axis.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(RULE)
-    axis.grid(axis="y", color=RULE, linewidth=0.6)
-    axis.tick_params(which="both", colors=MUTED, labelsize=9)
+    dress(axis)

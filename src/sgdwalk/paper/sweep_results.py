@@ -18,7 +18,7 @@ from scipy import stats
 
 import sgdwalk
 from sgdwalk.paper import record
-from sgdwalk.paper.charts import COLOURS, INK, MARKERS, MUTED, RULE
+from sgdwalk.paper.charts import COLOURS, INK, MARKERS, MUTED, dress
 from sgdwalk.paper.config import Experiment
 from sgdwalk.paper.sweep import training_name
 
@@ -247,12 +247,7 @@ def _halfwidth(values: NDArray[np.float64]) -> float:
 
 def _dress(ax: Axes, title: str, axis: _Axis) -> None:
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(RULE)
-    ax.grid(axis="y", color=RULE, linewidth=0.6)
-    ax.tick_params(colors=MUTED, labelsize=9)
+    dress(ax)
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
