@@ -19,7 +19,7 @@ from sgdwalk.paper import (
     walk_claims,
     walk_figures,
 )
-from sgdwalk.paper.judging import proportion_interval
+from sgdwalk.paper.judging import clustered_proportion_interval, proportion_interval
 from sgdwalk.records import NAN, EpochNote, SegmentPoint, StepRecord
 from sgdwalk.run import Run
 
@@ -355,6 +355,33 @@ def test_a_smaller_learning_rate_bounces_lower():
 def test_proportion_intervals_known_on_paper_or_from_tables(successes, trials, expected):
     # The middle case: Clopper and Pearson's interval for 5 of 40, as in any table of it.
     np.testing.assert_allclose(proportion_interval(successes, trials), expected, atol=5e-5)
+
+
+def test_alike_trials_count_for_less():
+    even = clustered_proportion_interval([1] * 20, [10] * 20)
+    uneven = clustered_proportion_interval([10, 10] + [0] * 18, [10] * 20)
+    # As many trials as there are where clusters differ no more than chance would have them: but for Student's quantile.
+    low, high = proportion_interval(20, 200)
+    assert 0.9 * low < even[0] < low
+    assert high < even[1] < 1.1 * high
+    # All or none within a cluster: about as many trials as clusters.
+    low, high = proportion_interval(2, 20)
+    assert uneven[0] <= 1.1 * low
+    assert uneven[1] >= 0.95 * high
+    assert clustered_proportion_interval([3], [30]) == pytest.approx(proportion_interval(3, 30))
+    assert clustered_proportion_interval([0, 0], [20, 0]) == pytest.approx(proportion_interval(0, 20))
+
+
+def test_the_interval_of_a_proportion_between_clusters_covers_it():
+    rng = np.random.default_rng(0)
+    shares = rng.beta(1.5, 6.0, size=(2_000, 24))
+    hits = rng.binomial(20, shares)
+    found = np.array([clustered_proportion_interval(row, [20] * 24) for row in hits])
+    alone = np.array([proportion_interval(int(row.sum()), 480) for row in hits])
+    truth = 1.5 / 7.5
+    covered, naive = (np.mean((each[:, 0] <= truth) & (truth <= each[:, 1])) for each in (found, alone))
+    assert covered > 0.93
+    assert naive < 0.8
 
 
 def test_fishers_exact_test_on_the_lady_who_tastes_tea():

@@ -200,3 +200,36 @@ def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
     """
     interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
+
+
+def clustered_proportion_interval(successes: Sequence[int], trials: Sequence[int]) -> tuple[float, float]:
+    """95 % interval of a proportion over trials of which those of one cluster, a training say, may be alike.
+
+    The effective number of trials is that of independent ones whose proportion would vary as much as it does between
+    clusters, never more than there are, by the squared ratio of Student's quantiles less for the few clusters.
+
+    Args:
+        successes: of each cluster.
+        trials: of each cluster, one at least in all.
+
+    >>> low, high = clustered_proportion_interval([10, 0, 0, 0], [10, 10, 10, 10])  # all in one cluster of four
+    >>> round(low, 2), round(high, 2)
+    (0.0, 0.99)
+
+    Source: Korn and Graubard, "Confidence Intervals For Proportions With Small Expected Number of Positive Counts
+    Estimated From Survey Data", Survey Methodology 24 (1998).
+    """
+    hits, sizes = np.asarray(successes, float), np.asarray(trials, float)
+    hits, sizes = hits[sizes > 0], sizes[sizes > 0]
+    total, clusters = float(sizes.sum()), len(sizes)
+    share = float(hits.sum()) / total
+    effective = total
+    if clusters > 1:
+        variance = clusters / (clusters - 1) * float(((hits - share * sizes) ** 2).sum()) / total**2
+        fewer = (stats.t.ppf(1 - (1 - CONFIDENCE) / 2, [total - 1, clusters - 1])) ** 2
+        effective = min(total, share * (1 - share) / variance if variance else total) * float(fewer[0] / fewer[1])
+    tail, positive = (1 - CONFIDENCE) / 2, share * effective
+    negative = effective - positive
+    low = float(stats.beta.ppf(tail, positive, negative + 1)) if positive else 0.0
+    high = float(stats.beta.ppf(1 - tail, positive + 1, negative)) if negative else 1.0
+    return low, high

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 import sgdwalk
-from sgdwalk.paper.judging import CONFIDENCE, proportion_interval, student
+from sgdwalk.paper.judging import CONFIDENCE, clustered_proportion_interval, student
 from sgdwalk.paper.role_trainings import WATCHED, Setting
 
 Runs = Mapping[str, Sequence[sgdwalk.Run]]
@@ -163,10 +163,10 @@ def log_ratios(runs: Runs, pair: tuple[Setting, Setting], quantity: Quantity, mo
     return np.log(large[known] / small[known])
 
 
-def barriers(runs: Runs, settings: Sequence[Setting]) -> tuple[int, int]:
-    """Watched updates that cross a barrier, and watched updates, of all trainings of some settings."""
+def barriers(runs: Runs, settings: Sequence[Setting]) -> tuple[list[int], list[int]]:
+    """Watched updates that cross a barrier, and watched updates, of every training of some settings."""
     known = [run.steps["barrier"].dropna().astype(bool) for each in settings for run in runs[each.role]]
-    return sum(int(each.sum()) for each in known), sum(len(each) for each in known)
+    return [int(each.sum()) for each in known], [len(each) for each in known]
 
 
 def settings_table(runs: Runs, settings: Sequence[Setting], moments: Sequence[Moment]) -> pd.DataFrame:
@@ -242,8 +242,10 @@ def barriers_table(runs: Runs, settings: Sequence[Setting]) -> pd.DataFrame:
     for rate in sorted({each.learning_rate for each in settings}):
         chosen = [each for each in settings if each.learning_rate == rate]
         crossed, updates = barriers(runs, chosen)
-        low, high = proportion_interval(crossed, updates) if updates else (float("nan"),) * 2
-        rows.append({"learning_rate": rate, "barriers": crossed, "updates": updates, "low": low, "high": high})
+        low, high = clustered_proportion_interval(crossed, updates) if any(updates) else (float("nan"),) * 2
+        rows.append(
+            {"learning_rate": rate, "barriers": sum(crossed), "updates": sum(updates), "low": low, "high": high}
+        )
     return pd.DataFrame(rows)
 
 
