@@ -239,33 +239,41 @@ def norm(role: str, value: float) -> Claim:
 
 def no_help(change: str, start: str, changed: str) -> Claim:
     """What does not get a noisy training out of where it is stuck."""
-    return Claim(
+    return _after_change(
         f"{changed}: no help",
         "neither reducing learning rate, nor switching to GD at this point leads to reduction in training loss",
-        "Footnote 6",
-        f"Mean loss of the last {END:.0%} of the updates after the change, by that before, one ratio a seed (Student's "
-        f"interval of the logarithm): supported where the interval lies above {REDUCED:g}, contradicted where it lies "
-        "below. Not testable where a training was not shown to be stuck before.",
-        lambda walks: _if_stuck(
-            walks[start], against(ratios(walks[change], walks[start], final_loss), REDUCED, "loss after by before")
-        ),
-        paper_scale_only=True,
+        (change, start),
+        "above",
     )
 
 
 def helps(change: str, start: str, changed: str) -> Claim:
     """What gets a noisy training out of where it is stuck."""
-    return Claim(
+    return _after_change(
         f"{changed}: the loss falls",
         "switching to SGD makes the loss go down",
+        (change, start),
+        "below",
+        " The loss of SGD is that of its mini-batches, whose BatchNorm sees fewer examples than GD's.",
+    )
+
+
+def _after_change(
+    name: str, words: str, roles: tuple[str, str], wanted: Literal["above", "below"], caveat: str = ""
+) -> Claim:
+    """The loss after a change, by that before, against what counts as reduced."""
+    change, start = roles
+    return Claim(
+        name,
+        words,
         "Footnote 6",
         f"Mean loss of the last {END:.0%} of the updates after the change, by that before, one ratio a seed (Student's "
-        f"interval of the logarithm): supported where the interval lies below {REDUCED:g}, contradicted where it lies "
-        "above. Not testable where a training was not shown to be stuck before. The loss of SGD is that of its "
-        "mini-batches, whose BatchNorm sees fewer examples than GD's.",
+        f"interval of the logarithm): supported where the interval lies {wanted} {REDUCED:g}, contradicted where it "
+        f"lies {'below' if wanted == 'above' else 'above'}. Not testable where a training was not shown to be stuck "
+        f"before.{caveat}",
         lambda walks: _if_stuck(
             walks[start],
-            against(ratios(walks[change], walks[start], final_loss), REDUCED, "loss after by before", wanted="below"),
+            against(ratios(walks[change], walks[start], final_loss), REDUCED, "loss after by before", wanted=wanted),
         ),
         paper_scale_only=True,
     )
