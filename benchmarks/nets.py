@@ -20,18 +20,20 @@ def mlp() -> nn.Module:
     )
 
 
-def vgg11() -> nn.Module:
-    """Configuration A for 32x32 images: BatchNorm after every convolution, classifier 512-512-512-10, no dropout."""
+def vgg11(width_divisor: int = 1) -> nn.Module:
+    """Configuration A for 32x32 images: BatchNorm after every convolution, classifier 512-512-512-10, no dropout.
+
+    ``width_divisor`` divides every layer's width.
+    """
     layers: list[nn.Module] = []
     channels = 3
-    for width in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
-        if isinstance(width, str):
-            layers.append(nn.MaxPool2d(2))
-        else:
+    for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for width in (each // width_divisor for each in stage):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
-    layers += [nn.Flatten(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
-    return initialized(nn.Sequential(*layers))
+        layers.append(nn.MaxPool2d(2))
+    hidden = [nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()]
+    return initialized(nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(channels, 10)))
 
 
 class PreActivationBlock(nn.Module):
