@@ -128,6 +128,14 @@ def test_settings_without_a_value_are_left_out_and_counted():
     assert np.isnan(role_measures.slopes(nothing, SETTINGS, HEIGHT, UPDATES)).all()
 
 
+def test_where_no_walk_bounces_yet_the_cosine_is_not_judged():
+    runs = world(cosine=linear(0.02, -0.05), bouncing=lambda eta: False)
+    found = role_claims.follows(SETTINGS, COSINE, "batch size", "falls", UPDATES).judge(runs)
+    assert found.verdict == "not testable at this scale"
+    assert "not known for any seed" in found.finding
+    assert "most watched updates do not pass their floor" in found.finding
+
+
 def test_a_factor_that_does_not_vary_has_no_slope():
     (found, *_) = role_measures.slopes(world(distance=power(0.5, -0.2)), BATCHES, DISTANCE, UPDATES)
     assert math.isnan(found[0])

@@ -101,8 +101,10 @@ def slopes(runs: Runs, settings: Sequence[Setting], quantity: Quantity, moment: 
     quantity is not known are left out; a seed with fewer settings than coefficients has none.
 
     Returns:
-        b and c of each seed.  # (seeds, 2)
+        b and c of each seed, no row at all of no setting.  # (seeds, 2)
     """
+    if not settings:
+        return np.empty((0, 2))
     found = values(runs, settings, quantity, moment)
     if quantity.logarithmic:
         found = np.log2(np.where(found > 0, found, np.nan))
