@@ -63,11 +63,6 @@ def images(count: int) -> tuple[Tensor, Tensor]:
     return common.cifar10(Path(os.environ["SGDWALK_DATA_DIR"]), count)
 
 
-def small_images(count: int) -> tuple[Tensor, Tensor]:
-    inputs, targets = images(count)
-    return functional.avg_pool2d(inputs, 2), targets
-
-
 def digits(count: int) -> tuple[Tensor, Tensor]:
     return common.mnist(Path(os.environ["SGDWALK_DATA_DIR"]), count)
 
@@ -88,18 +83,8 @@ cross_entropy = functional.cross_entropy
 NETS: dict[str, tuple] = {
     # model, data, examples, evaluation batch, training batch, loss, learning rate, the same at the edge, late step
     "mlp": (lambda: MLP((784, 125, 88, 10)), digits, 13_450, 100, 100, cross_entropy, 0.1, 2.0, 400),
-    "vgg": (lambda: VGG11(10, width_divisor=8), images, 6_010, 50, 50, cross_entropy, 0.1, 0.5, 150),
-    "resnet": (
-        lambda: ResNet(10, blocks=9, width_divisor=2),
-        small_images,
-        5_010,
-        50,
-        50,
-        cross_entropy,
-        0.1,
-        1.0,
-        100,
-    ),
+    "vgg11": (lambda: VGG11(10), images, 5_000, 50, 50, cross_entropy, 0.1, 0.5, 150),
+    "resnet56": (lambda: ResNet(10), images, 5_000, 50, 50, cross_entropy, 0.1, 1.0, 100),
     "groupnorm": (group_norm_net, images, 400, 100, 50, cross_entropy, 0.05, 0.3, 200),
     "transformer": (Tokens, sequences, 400, 100, 50, per_token, 0.2, 0.6, 300),
 }
@@ -113,6 +98,7 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
     vector = ParameterVector(model.parameters())
     data = evaluation_data((inputs, targets), evaluation, 0, batchnorm=True)
     loss = FullLoss(Replica(model, vector, "train"), data, loss_fn, None)
+    loss.use_channels_last()
     segments = CertifiedSegments(loss, 10, 0.05, "estimated", 0)
     known = None
     last = 30 if when == "early" else late

@@ -228,6 +228,32 @@ def test_the_variance_is_that_of_the_estimate_and_the_estimate_has_no_bias():
     assert without_covariance > 1.1 * np.var(found)
 
 
+def test_the_second_look_is_as_large_as_what_the_first_saw_asks_for():
+    sizes = [multilevel.second_look((8.0, spread), 28, 6, 2, 450, 10) for spread in (0.5, 2.0, 4.0, 100.0)]
+    assert sizes[0][1] == 12  # twice as many at least
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == (
+        448,
+        450 // 2 - 2,
+    )  # and no more than there are, at the level that costs most than half of them
+    first, second = sizes[2]
+    variance = 8.0**2 * (1 / first - 1 / 448) + 4.0**2 * (1 / second - 1 / 448)
+    shapes = multilevel.SHAPES
+    assert multilevel.quantile(first + second - 2, shapes) * variance**0.5 < 1 < 2 * multilevel.AIMS[1]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_errors_count_as_many_times_as_they_have_shapes(rank):
+    rng = np.random.default_rng(rank)
+    errors = np.zeros((4000, 9))
+    errors[:, :] = rng.standard_normal((4000, rank))[:, np.arange(9) % rank]  # three, five or nine columns of each
+    correlation = np.corrcoef(errors, rowvar=False)
+    eigenvalues = np.clip(np.linalg.eigvalsh(correlation), 0, None)
+    twin = np.sqrt(eigenvalues).sum() ** 2 / eigenvalues.sum()
+    assert multilevel.num_shapes(errors - errors.mean(axis=0)) == pytest.approx(twin, rel=1e-6)
+    assert twin == pytest.approx(rank, rel=0.03)
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others():
     case = made("plain")
 

@@ -8,7 +8,8 @@ Shares: a unit's values are its sum of losses divided by the count of all data, 
 
 Sources: M. B. Giles, "Multilevel Monte Carlo methods", Acta Numerica 24 (2015), for the levels; W. G. Cochran,
 "Sampling Techniques", 3rd edition (1977), chapters 2 and 12, for finite populations and nested samples; B. L. Welch,
-Biometrika 34 (1947), for the degrees of freedom.
+Biometrika 34 (1947), for the degrees of freedom; N. W. Galwey, Genetic Epidemiology 33 (2009), for the effective number
+of tests.
 """
 
 from __future__ import annotations
@@ -26,16 +27,24 @@ MISSES = 0.05
 """Share of the intervals that may miss, over both looks and all points together."""
 LOOKS = 2
 """Looks at samples; the one after them is exact."""
-GROWTH = 3
-"""The second look has so many times the units of the first: fixed, so that its interval holds whatever that saw."""
-AIM = 0.9
-"""Share of the tolerated half-width that the first look is planned for."""
+AIMS = (0.9, 0.75)
+"""Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact losses,
+and is planned by what the first look saw."""
+GROWTH = 2
+"""The second look has at least so many times the units of the first."""
+CAUTION = 1.5
+"""Times the effective number of points: it is itself estimated from few units, which see too few shapes."""
+SHAPES = 3.0
+"""Effective number of points (see :func:`num_shapes`) that looks are planned for."""
 PLANNED_FOR = 0.5
 """Share of the steps remembered whose spread between units the first look is planned for."""
 OUTSTANDING = 5.0
 """Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
 FEWEST = 6
 """Units drawn at random for the second level, at least; the first level has twice as many."""
+
+CHANCE = 1.5
+"""Half-width that a second look may promise, in units of the tolerated one: what the first saw may be too large."""
 
 Array = NDArray[np.float64]
 
@@ -63,6 +72,8 @@ class Estimate(NamedTuple):
     deviation: Array
     degrees: Array
     """Degrees of freedom of the deviation, Welch's."""
+    shapes: float
+    """As how many independent ones the errors at all points count: they have nearly one shape along a segment."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +135,29 @@ def estimate(chord: Array, certain: Array, first: Array, second: Array, num_rand
     with np.errstate(invalid="ignore", divide="ignore"):
         degrees = variance**2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
     degrees = np.where(variance > 0, np.clip(degrees, n2 - 1, n1 + n2 - 2), n2 - 1)
-    return Estimate(total, np.sqrt(variance), degrees)
+    errors = np.concatenate([(first - first.mean(axis=0)) / math.sqrt(n1 * (n1 - 1)), away / math.sqrt(n2 * (n2 - 1))])
+    return Estimate(total, np.sqrt(variance), degrees, num_shapes(errors))
 
 
-def quantile(degrees: Array | float, num_estimated: int) -> Array:
-    """Student's quantile that makes the intervals of all estimated points hold at once, at every look (Bonferroni)."""
-    return stdtrit(degrees, 1 - MISSES / (2 * LOOKS * max(1, num_estimated)))
+def num_shapes(errors: Array) -> float:
+    """Effective number of independent columns: (Σ √λ)² / Σ λ over the eigenvalues λ of their correlations.
+
+    >>> import numpy as np
+    >>> num_shapes(np.array([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]]))  # one shape
+    1.0
+    >>> round(num_shapes(np.eye(4) - 0.25), 9)  # any three of these four are independent
+    3.0
+    """
+    sizes = np.linalg.norm(errors, axis=0)
+    if not np.isfinite(sizes).all() or not sizes.any():
+        return 1.0
+    singular = np.linalg.svd(errors[:, sizes > 0] / sizes[sizes > 0], compute_uv=False)
+    return float(singular.sum() ** 2 / (singular**2).sum())
+
+
+def quantile(degrees: Array | float, shapes: float) -> Array:
+    """Student's quantile that makes the intervals of all points hold at once, at every look (Bonferroni)."""
+    return stdtrit(degrees, 1 - MISSES / (2 * LOOKS * CAUTION * max(1.0, shapes)))
 
 
 def floor_interval(losses: Array, halfwidths: Array) -> tuple[float, float]:
@@ -151,22 +179,33 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
         num_units: U.
         num_points: intervals of the grid.
     """
-    sizes = smallest(num_units)
     if not spreads:
-        return sizes
+        return smallest(num_units)
     spread1, spread2 = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
+    sizes = sizes_for(float(spread1), float(spread2), num_units, num_points, AIMS[0])
+    # Where so many would be needed, look at few: they may be enough, and if not, what they show is what to plan by.
+    return sizes if fits(sizes, num_units) else smallest(num_units)
+
+
+def sizes_for(spread1: float, spread2: float, num_units: int, num_points: int, aim: float) -> Sizes:
+    """The cheapest sizes whose half-width is ``aim`` of the tolerated one where the levels spread so; see :func:`plan`.
+
+    Where all units are alike the smallest look does:
+
+    >>> sizes_for(0.0, 0.0, 450, 10, 0.9) == smallest(450)
+    True
+    """
+    sizes = smallest(num_units)
     cost = max(1, num_points - 2)  # evaluations of a unit at the second level for one at the first
     first, second = sizes.first, sizes.second
     for _ in range(4):  # the quantile depends on the sizes
         part1, part2 = spread1**2 / first, spread2**2 / second
         degrees = (part1 + part2) ** 2 / (part1**2 / (first - 1) + part2**2 / (second - 1)) if part1 + part2 else 1.0
-        wanted = (AIM / float(quantile(max(degrees, second - 1), num_points - 1))) ** 2
+        wanted = (aim / float(quantile(max(degrees, second - 1), min(SHAPES, num_points - 1)))) ** 2
         common = (spread1 + math.sqrt(cost) * spread2) / (wanted + (spread1**2 + spread2**2) / num_units)
         second = max(sizes.second, math.ceil(spread2 * common / math.sqrt(cost)))
         first = max(sizes.first, math.ceil(spread1 * common), second)
-    sizes = Sizes(-(-second // 3), first, second)
-    # Where so many would be needed, look at few: they may be enough, and if not, what they show is what to plan by.
-    return sizes if fits(sizes, num_units) else smallest(num_units)
+    return Sizes(-(-second // 3), first, second)
 
 
 def fits(sizes: Sizes, num_units: int) -> bool:
@@ -217,9 +256,8 @@ def certify(
     surely = np.zeros_like(chord)
     first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
     outcome = None
+    n1, n2 = sizes.first, sizes.second
     for look in range(1, LOOKS + 1):
-        n1 = min(len(drawn), sizes.first * GROWTH ** (look - 1))
-        n2 = min(len(drawn), sizes.second * GROWTH ** (look - 1))
         if look == 1:
             middle = levels.middle_minus_chord(np.concatenate([certain, drawn[:n1]]))
             true = levels.true_minus_middle(np.concatenate([certain, drawn[:n2]]))
@@ -232,11 +270,19 @@ def certify(
         outcome = _outcome(found, first, second, len(drawn), look, tolerance, loss_noise)
         if not outcome.finite or outcome.accepted:
             return outcome
-        if look == 1:
-            grown = Sizes(len(certain), min(len(drawn), n1 * GROWTH), min(len(drawn), n2 * GROWTH))
-            if not fits(grown, num_units) or not _promises(outcome, grown, num_units, num_points):
-                return outcome
+        n1, n2 = larger = second_look(outcome.spread, n1, n2, len(certain), num_units, num_points)
+        if not _promises(outcome.spread, larger, len(drawn), num_points):
+            return outcome
     return outcome
+
+
+def second_look(
+    spread: tuple[float, float], n1: int, n2: int, certain: int, num_units: int, num_points: int
+) -> tuple[int, int]:
+    """Units at random at both levels of the second look: what the spread seen asks for, as far as there are as many."""
+    wanted = sizes_for(*spread, num_units - certain, num_points, AIMS[1])
+    most1, most2 = num_units - certain, num_units // 2 - certain
+    return min(most1, max(GROWTH * n1, wanted.first)), max(n2, min(most2, max(GROWTH * n2, wanted.second)))
 
 
 def _outcome(
@@ -244,7 +290,7 @@ def _outcome(
 ) -> Outcome:
     losses, interior = found.losses, slice(1, -1)
     halfwidths = np.zeros_like(losses)
-    width = quantile(found.degrees[interior], len(losses) - 2) * found.deviation[interior]
+    width = quantile(found.degrees[interior], found.shapes) * found.deviation[interior]
     halfwidths[interior] = width + 2 * loss_noise
     low, high = floor_interval(losses, halfwidths)
     floor = losses.min()
@@ -260,8 +306,7 @@ def _outcome(
     return Outcome(losses, halfwidths, look, accepted, (spread[0], spread[1]))
 
 
-def _promises(outcome: Outcome, sizes: Sizes, num_units: int, num_points: int) -> bool:
-    """Whether a look of these sizes can be expected to be accepted, judged by the spread seen."""
-    (spread1, spread2), all_units = outcome.spread, num_units - sizes.certain
-    variance = spread1**2 * (1 / sizes.first - 1 / all_units) + spread2**2 * (1 / sizes.second - 1 / all_units)
-    return float(quantile(sizes.second - 1, num_points - 1)) * math.sqrt(variance) <= 1.5
+def _promises(spread: tuple[float, float], sizes: tuple[int, int], num_random: int, num_points: int) -> bool:
+    """Whether a look of these sizes has a fair chance of being accepted, judged by the spread seen."""
+    variance = sum(one**2 * (1 / size - 1 / num_random) for one, size in zip(spread, sizes, strict=True))
+    return float(quantile(sizes[1] - 1, min(SHAPES, num_points - 1))) * math.sqrt(variance) <= CHANCE
