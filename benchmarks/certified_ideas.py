@@ -1,0 +1,117 @@
+"""What each idea of the certified segment brings: the procedure without it, on stored losses of real nets' units.
+
+    python benchmarks/certified_ideas.py [--samplings 500] [--tolerance 0.05]
+
+By count, so no machine matters: passes over the data a step (the end, the samples, and nine more where a step ends
+exact), and the share of samplings whose intervals miss. The units are those of the tests (tests/make_unit_losses.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import common
+from sgdwalk import multilevel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import test_certified_coverage as stored_units
+
+INSIDE = 9
+"""Points between the ends."""
+
+
+def no_certain_units() -> Any:
+    return mock.patch.object(multilevel, "outstanding", return_value=0)
+
+
+def nine_independent_points() -> Any:
+    return mock.patch.multiple(multilevel, num_shapes=lambda errors: float(INSIDE), CAUTION=1.0, SHAPES=float(INSIDE))
+
+
+def no_covariance() -> Any:
+    def without(chord: Any, certain: Any, first: Any, second: Any, num_random: int) -> multilevel.Estimate:
+        found = estimate(chord, certain, first, second, num_random)
+        n1, n2 = len(first), len(second)
+        variance = num_random**2 * (
+            first.var(axis=0, ddof=1) * (1 / n1 - 1 / num_random)
+            + second.var(axis=0, ddof=1) * (1 / n2 - 1 / num_random)
+        )
+        return found._replace(deviation=np.sqrt(variance))
+
+    estimate = multilevel.estimate
+    return mock.patch.object(multilevel, "estimate", without)
+
+
+def no_planning() -> Any:
+    return mock.patch.object(multilevel, "plan", lambda spreads, num_units, num_points: multilevel.smallest(num_units))
+
+
+def one_look() -> Any:
+    return mock.patch.object(multilevel, "LOOKS", 1)
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "all ideas": contextlib.nullcontext,
+    "without units taken for their signs": no_certain_units,
+    "nine independent points": nine_independent_points,
+    "without the levels' covariance": no_covariance,
+    "without planning by earlier steps": no_planning,
+    "with one look before the exact one": one_look,
+    "one level: true - chord": contextlib.nullcontext,
+}
+
+
+def one_level(case: Any) -> Any:
+    """The same units where every one drawn is evaluated at all points, with no level between."""
+    both = case.first + case.second
+    spread = [(0.0, float(np.hypot(*pair))) for pair in case.spreads]
+    return stored_units.Stored(case.chord, np.zeros_like(both), both, case.signs, spread)
+
+
+def cases() -> Iterator[tuple[str, Any]]:
+    yield from stored_units.stored().items()
+    for name in ("kinks_1%", "kinks_1%_alone", "label_noise", "anticorrelated"):
+        yield name, stored_units.made(name)
+
+
+def measure(case: Any, variant: str, options: Any) -> tuple[float, float, float]:
+    """Passes a step, share of samplings that end exact, share that miss."""
+    if variant.startswith("one level"):
+        case = one_level(case)
+    case.num_evaluated = 0
+    with VARIANTS[variant]():
+        misses, looks = stored_units.sampled(case, samplings=options.samplings, tolerance=options.tolerance)
+    exact = looks[3] / options.samplings
+    sampled = case.num_evaluated / options.samplings / len(case.signs)
+    return 1 + sampled + INSIDE * exact, exact, misses / options.samplings
+
+
+def main() -> None:
+    options = common.arguments((__doc__ or "").splitlines()[0], samplings=500, tolerance=0.05)
+    raw: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name, case in cases():
+        raw[name] = {variant: measure(case, variant, options) for variant in VARIANTS}
+        print(name, {variant: tuple(round(value, 3) for value in found) for variant, found in raw[name].items()})
+    real = list(stored_units.stored())
+    rows = [
+        {
+            "procedure": variant,
+            "passes a step, mean over real steps": float(np.mean([raw[name][variant][0] for name in real])),
+            "steps that end exact": float(np.mean([raw[name][variant][1] for name in real])),
+            "misses, mean over real steps": float(np.mean([raw[name][variant][2] for name in real])),
+            "misses, worst case": float(max(found[variant][2] for found in raw.values())),
+        }
+        for variant in VARIANTS
+    ]
+    common.report(options.out, "certified_ideas", vars(options), raw, rows)
+
+
+if __name__ == "__main__":
+    main()
