@@ -224,7 +224,11 @@ class CertifiedSegments:
 
     def state_dict(self) -> dict[str, Any]:
         kept = None if self.kept is None else [[tensor.clone() for tensor in batch] for batch in self.kept]
-        return {"spreads": [list(spread) for spread in self._spreads], "outputs": kept, "gave_up": self._gave_up}
+        return {
+            "spreads": [list(map(float, spread)) for spread in self._spreads],
+            "outputs": kept,
+            "gave_up": self._gave_up,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._spreads = deque([(float(one), float(other)) for one, other in state["spreads"]], maxlen=REMEMBERED)
