@@ -76,17 +76,30 @@ class Measuring:
         self.full_loss = self._build()
         self._certified = None
         if self._certification is not None:
-            self._certified = CertifiedSegments(self.full_loss, self.num_points, *self._certification)
+            self.certify(self._certification)
 
-    def begin(self) -> list[str]:
-        """Evaluate L(θ_0), checking loss_fn and determinism on the way; returns what could not be checked."""
+    def begin(self, num_batches: int | None = None) -> list[str]:
+        """Evaluate L(θ_0), checking loss_fn and determinism on the way; returns what could not be checked.
+
+        With ``num_batches`` only so many are checked, and L(θ_0) stays unknown.
+        """
         self.full_loss.use_channels_last()
         with self.full_loss.evaluating():
             site = self.full_loss.site
             site.write(site.here)
             self._kept_fingerprint = self.full_loss.fingerprint()
-            self._kept, unchecked = first_evaluation(self.full_loss)
+            kept, unchecked = first_evaluation(self.full_loss, num_batches)
+        self._kept = kept if num_batches is None else None
         return unchecked
+
+    def certify(self, certification: Certification) -> None:
+        """From the next one on segments are certified."""
+        self._certification = certification
+        self._certified = CertifiedSegments(self.full_loss, self.num_points, *certification)
+
+    def only_parameters_moved(self) -> bool:
+        """Whether all else that L reads is what it was when L was last evaluated; inside ``full_loss.evaluating()``."""
+        return self.full_loss.fingerprint() == self._kept_fingerprint
 
     def batches(self) -> Iterator[Any]:
         """The evaluation batches for a loop that accumulates over them; what it computes of L(θ_t) is kept.

@@ -16,16 +16,17 @@ AGREEMENT = 1e-4
 """Relative difference that float32 rounding cannot make between a mean and the weighted mean of its parts."""
 
 
-def first_evaluation(full_loss: FullLoss) -> tuple[LossSums, list[str]]:
+def first_evaluation(full_loss: FullLoss, num_batches: int | None = None) -> tuple[LossSums, list[str]]:
     """Evaluate L once while checking loss_fn on every batch, and a second time on a few: they must agree.
 
+    With ``num_batches`` only so many are looked at.
     Returns the sums, and what could not be checked, in words.
     """
     _refuse_other_parameters(full_loss)
     unchecked: list[str] = []
     sums: list[float] = []
     counts: list[float] = []
-    for index in range(len(full_loss.data)):
+    for index in range(min(num_batches or len(full_loss.data), len(full_loss.data))):
         try:
             value, count = _checked_batch(full_loss, index, unchecked)
         except InputError:

@@ -15,11 +15,9 @@ from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import FullLoss, as_sums
 from sgdwalk.params import lerp_into
-from sgdwalk.sampling import sampled_segment
+from sgdwalk.sampling import NUM_UNITS, sampled_segment
 from sgdwalk.shared_layer import SharedLayer, find_shared_layer
 
-NUM_UNITS = 16
-"""Evaluation batches drawn at a sampled step; with 16 of hundreds the bias that is left is below 1 % of the height."""
 SAMPLE_ONE_IN = 15
 """A sampled walk looks at one step of so many."""
 NODES = (0.0, 0.5, 1.0)

@@ -18,6 +18,8 @@ from sgdwalk import valley
 from sgdwalk.errors import InputError
 
 CONFIDENCE = 0.95
+NUM_UNITS = 16
+"""Evaluation batches drawn at a sampled step; with 16 of hundreds the bias that is left is below 1 % of the height."""
 
 
 class SampledSegment(NamedTuple):

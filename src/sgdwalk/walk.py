@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from sgdwalk.budget import Plan
+from sgdwalk.calibration import Budgeted, Timed
 from sgdwalk.data import EvaluationData
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
 from sgdwalk.hooks import UpdateHooks
@@ -73,6 +75,7 @@ class Walk:
         on_error: str,
         journal: Journal,
         remarks: list[tuple[str, str]],
+        budgeted: Budgeted | None = None,
     ):
         self._optimizers = optimizers
         self._parameters = parameters
@@ -93,7 +96,11 @@ class Walk:
         self._remarks = remarks
         self._disabled: set[str] = set()
         self._closed = self._departed = False
-        self._hooks = UpdateHooks(optimizers, self) if optimizers else None
+        self._budgeted = budgeted
+        self._timed = None if budgeted is None else Timed(self, budgeted)
+        self.plan: Plan | None = None
+        """What ``budget`` chose; None before, and without one."""
+        self._hooks = UpdateHooks(optimizers, self._timed or self) if optimizers else None
         if not self._must_load:
             self._tell_remarks()
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
@@ -172,7 +179,7 @@ class Walk:
     def before_step(self, *, learning_rate: float = NAN) -> None:
         """Manual use: the parameters are θ_t, the update comes next."""
         self._check_open()
-        self.before_update()
+        (self._timed or self).before_update()
         if not self._optimizers:
             self._learning_rate = float(learning_rate)
 
@@ -184,7 +191,7 @@ class Walk:
                 "after_step() was called without before_step(): θ_t was not seen. Call it before the update."
             )
         self._take_gradients(self._parameters(), keep=False)
-        self.after_update()
+        (self._timed or self).after_update()
 
     def state_dict(self) -> dict[str, Any]:
         """The walk before its next update: tensors and plain values, to be kept with the model's and optimizer's own.
@@ -200,6 +207,7 @@ class Walk:
             "trajectory": self._trajectory.state_dict(),
             "measuring": None if self._measuring is None else self._measuring.state_dict(),
             "measures": {name: state_of(measure) for name, measure in self._measures.items()},
+            **({} if self._budgeted is None else {"budget": self._budgeted.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -216,6 +224,8 @@ class Walk:
             )
         self._trajectory.load_state_dict(state["trajectory"])
         self._resumed_point = state["trajectory"]["point_digest"]
+        if self._budgeted is not None and "budget" in state:
+            self._follow(self._budgeted.load_state_dict(state["budget"]))
         if self._measuring is not None and state["measuring"] is not None:
             self._measuring.load_state_dict(state["measuring"])
         for name, memory in state["measures"].items():
@@ -238,6 +248,8 @@ class Walk:
         never = self._measuring is not None and not self._measuring.num_watched and "segment" not in self._disabled
         if self._step and schedule is not None and never:
             self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
+        if self._budgeted is not None and self._step and not self._must_load and "walk" not in self._disabled:
+            self._tell_cost(self._budgeted)
         if self._optimizers and not self._step and not self._must_load and "walk" not in self._disabled:
             self._event(
                 "no_update", "No update was seen: did another optimizer, or a copy of this one, step?", show=True
@@ -250,7 +262,7 @@ class Walk:
             message = "The parameters moved after the last update that was seen: did another optimizer step?"
             self._event("moved_parameters", message)
         # The records stay readable; the model, the optimizer and the vectors of their size are let go.
-        self._hooks = self._measuring = self._evaluations = None
+        self._hooks = self._measuring = self._evaluations = self._budgeted = self._timed = None
         self._optimizers, self._parameters, self._measures = [], list, {}
         del self._trajectory
         lost = self._journal.close()
@@ -327,6 +339,18 @@ class Walk:
             raise interrupted
 
     @_guarded
+    def choose(self) -> None:
+        """Enough updates were timed: decide by the budget what is watched from the next one on."""
+        assert self._budgeted is not None
+        try:
+            plan, message = self._budgeted.choose(lambda: self._journal.commit(self._step))
+            self._follow(plan)
+        except Exception as error:
+            self._disable("budget", error)
+        else:
+            self._event("budget_chosen", message, show=True)
+
+    @_guarded
     def update_skipped(self) -> None:
         self._event("skipped_update", "The gradient scaler found infinite gradients and skipped the update.")
 
@@ -382,6 +406,20 @@ class Walk:
         for kind, message in result.remarks:
             self._event(kind, message, show=True)
         return result
+
+    def _follow(self, plan: Plan | None) -> None:
+        if plan is not None and self._budgeted is not None:
+            schedules, measures = self._budgeted.follow(plan)
+            self._schedules.update(schedules)
+            self._measures.update(measures)
+        self.plan = plan
+
+    def _tell_cost(self, budgeted: Budgeted) -> None:
+        if self.plan is None and "budget" not in self._disabled:
+            message = f"The training ended after {self._step} updates, before enough of them were timed to choose."
+            self._event("budget_unused", message, show=True)
+        elif message := budgeted.met():
+            self._event("budget_met", message)
 
     def _here(self, point: torch.Tensor, full_loss: Any, known: Any) -> Here:
         return Here(

@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices
+from sgdwalk.calibration import Budgeted
 from sgdwalk.certified import Certification
 from sgdwalk.data import EvaluationData, evaluation_data
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
@@ -24,7 +26,7 @@ from sgdwalk.hooks import bare_optimizer
 from sgdwalk.journal import Journal
 from sgdwalk.measures import At, Here, Measured, for_walk
 from sgdwalk.measuring import Measuring
-from sgdwalk.objective import Forward, LossFunction
+from sgdwalk.objective import NOISE_BATCHES, Forward, LossFunction
 from sgdwalk.provenance import check_resumable, provenance
 from sgdwalk.records import SCHEMA_VERSION
 from sgdwalk.replica import bare_module, batchnorm_layers
@@ -33,7 +35,10 @@ from sgdwalk.sampled import NUM_UNITS, SAMPLE_ONE_IN, SampledSegments
 from sgdwalk.store import START_FILE, RunWriter, fsync_folder, holds_run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.walk import Walk, learning_rate
-from sgdwalk.when import StepPredicate, When, describe, every, one_in
+from sgdwalk.when import StepPredicate, When, describe, one_in
+
+BY_BUDGET = "chosen by the budget"
+"""What a run's settings say of ``method`` and ``when``; the event ``budget_chosen`` says what was chosen."""
 
 Measures = Mapping[str, Callable[[Here], Measured] | At]
 
@@ -45,11 +50,12 @@ def watch(
     data: Any,
     *,
     run: str | Path | None = None,
-    when: StepPredicate | None = every(1),  # noqa: B008 (immutable)
+    when: StepPredicate | None = EVERY_UPDATE,
     num_points: int = 10,
     batch_size: int | None = None,
     batchnorm: Literal["train", "eval"] = "train",
-    method: Literal["exact", "certified", "sampled"] = "exact",
+    method: Literal["exact", "certified", "sampled"] | None = None,
+    budget: float | None = None,
     tolerance: float = 0.05,
     barriers: Literal["estimated", "exact"] = "estimated",
     sampling_seed: int = 0,
@@ -86,7 +92,11 @@ def watch(
         method: ``exact`` evaluates every point over all data; ``certified`` the ends over all data and what lies
             between them on samples, each loss with a 95 % interval that holds for the whole segment; ``sampled``
             looks at a few evaluation batches of one in fifteen of the steps of ``when``, for the mean height of an
-            epoch (:func:`sgdwalk.analysis.sampled_epochs`): no single segment is measured.
+            epoch (:func:`sgdwalk.analysis.sampled_epochs`): no single segment is measured. ``exact`` where neither it
+            nor ``budget`` is given.
+        budget: what the watched training may cost at most, as a multiple of the unwatched one, such as 1.5: in place of
+            ``method`` and ``when``, which are then chosen from the measured times of the first updates and of an
+            evaluation, once, and told. Nothing is watched before; ``gauge`` is kept.
         tolerance: of ``certified``: half-width of the height's interval, relative to the height (or four times the
             loss noise, if that is more). A segment that needs it is evaluated exactly.
         barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
@@ -127,9 +137,13 @@ def watch(
 
     Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
-    _check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
-    _check_certification(tolerance, sampling_seed)
-    certified = Certification(tolerance, barriers, sampling_seed) if method == "certified" else None
+    check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
+    check_certification(tolerance, sampling_seed)
+    if budget is not None:
+        check_budget(budget, method, when, data, loss_fn, measures or {})
+        when, gauge = None, True
+    certification = Certification(tolerance, barriers, sampling_seed)
+    certified = certification if method == "certified" else None
     if when is not None and (loss_fn is None or data is None):
         raise InputError("Segments need loss_fn and data to evaluate the full loss: pass both, or when=None.")
     optimizers = _optimizers(optimizer)
@@ -151,7 +165,7 @@ def watch(
             certified=certified,
         )
     sampled = method == "sampled" and when is not None
-    _check_measures(measures or {}, taken=("gauge",) * gauge + ("sampled",) * sampled)
+    _check_measures(measures or {}, taken=("gauge",) * gauge + ("sampled",) * (sampled or budget is not None))
     schedules = {"segment": None if sampled else _bound(when, steps_per_epoch)}
     functions: dict[str, Callable[[Here], Measured]] = {}
     if sampled:
@@ -169,14 +183,19 @@ def watch(
             )
         schedules[key] = _bound(measure.when if isinstance(measure, At) else when, steps_per_epoch)
     functions = _for_this_walk(functions, measuring, trajectory, optimizers)
-    unchecked = measuring.begin() if measuring is not None else []
+    unchecked = measuring.begin(None if budget is None else NOISE_BATCHES) if measuring is not None else []
+    budgeted = None
+    if budget is not None:
+        assert measuring is not None
+        budgeted = Budgeted(budget, measuring, certification, steps_per_epoch)
     settings = {
-        "when": None if when is None else describe(when),
+        "when": BY_BUDGET if budget is not None else None if when is None else describe(when),
         "num_points": num_points,
         "batch_size": max(evaluations.sizes) if evaluations is not None else None,
         "batchnorm": batchnorm,
-        "method": method,
-        **({} if certified is None else certified.settings()),
+        "method": BY_BUDGET if budget is not None else method or "exact",
+        **({} if budget is None else {"budget": budget}),
+        **({} if certified is None and budget is None else certification.settings()),
         "precision": precision,
         "partition_seed": partition_seed,
         "evaluate_on": evaluate_on,
@@ -215,47 +234,8 @@ def watch(
         on_error,
         Journal(info, writer),
         [*(("loss_unchecked", message) for message in unchecked), *remarks],
+        budgeted,
     )
-
-
-def _check_choices(
-    method: str,
-    barriers: str,
-    num_points: int,
-    batchnorm: str,
-    evaluate_on: str,
-    precision: str,
-    on_error: str,
-    steps_per_epoch: int | None,
-) -> None:
-    choices = {
-        "method": (method, ("exact", "certified", "sampled")),
-        "barriers": (barriers, ("estimated", "exact")),
-        "batchnorm": (batchnorm, ("train", "eval")),
-        "evaluate_on": (evaluate_on, ("copy", "model")),
-        "precision": (precision, ("float32",)),
-        "on_error": (on_error, ("disable", "raise")),
-    }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise InputError(f"{key}={value!r} does not exist; there is {' and '.join(map(repr, known))}.")
-    if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 2:
-        raise InputError(
-            f"num_points={num_points!r}: a segment needs at least 2 intervals to have a point between its ends "
-            "(the paper has 10)."
-        )
-    if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
-        raise InputError(f"steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}.")
-
-
-def _check_certification(tolerance: Any, seed: Any) -> None:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
-        raise InputError(
-            f"tolerance={tolerance!r}: a share of the height between 0 and 1 is wanted, such as 0.05; for exact "
-            'heights pass method="exact".'
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"sampling_seed must be an integer of at least 0, got {seed!r}.")
 
 
 def _optimizers(optimizer: Any) -> list[Optimizer]:

@@ -1,0 +1,78 @@
+"""Arguments of ``watch()`` that are wrong by themselves, whatever the model and the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sgdwalk.errors import InputError
+from sgdwalk.measures import At
+from sgdwalk.when import When, every
+
+EVERY_UPDATE: When = every(1)
+"""The default of ``when``; any other object, also another ``every(1)``, was asked for."""
+
+
+def check_choices(
+    method: str | None,
+    barriers: str,
+    num_points: int,
+    batchnorm: str,
+    evaluate_on: str,
+    precision: str,
+    on_error: str,
+    steps_per_epoch: int | None,
+) -> None:
+    choices = {
+        "method": (method, (None, "exact", "certified", "sampled")),
+        "barriers": (barriers, ("estimated", "exact")),
+        "batchnorm": (batchnorm, ("train", "eval")),
+        "evaluate_on": (evaluate_on, ("copy", "model")),
+        "precision": (precision, ("float32",)),
+        "on_error": (on_error, ("disable", "raise")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            listed = " and ".join(repr(each) for each in known if each is not None)
+            raise InputError(f"{key}={value!r} does not exist; there is {listed}.")
+    if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 2:
+        raise InputError(
+            f"num_points={num_points!r}: a segment needs at least 2 intervals to have a point between its ends "
+            "(the paper has 10)."
+        )
+    if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+        raise InputError(f"steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}.")
+
+
+def check_certification(tolerance: Any, seed: Any) -> None:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
+        raise InputError(
+            f"tolerance={tolerance!r}: a share of the height between 0 and 1 is wanted, such as 0.05; for exact "
+            'heights pass method="exact".'
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"sampling_seed must be an integer of at least 0, got {seed!r}.")
+
+
+def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn: Any, measures: Mapping) -> None:
+    """A budget chooses method and schedule, so neither is given beside it."""
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget) or budget <= 1:
+        raise InputError(
+            f"budget={budget!r}: a finite multiple of the unwatched training above 1 is wanted, such as 1.5 for half "
+            "as much again."
+        )
+    asked = [name for name, given in (("method", method is not None), ("when", when is not EVERY_UPDATE)) if given]
+    if asked:
+        raise InputError(
+            f"budget= chooses method and when, and {' and '.join(asked)} was given too: leave out "
+            f"{' and '.join(asked)} to let the budget choose, or leave out budget."
+        )
+    if data is None or loss_fn is None:
+        raise InputError("budget= chooses how the full loss is evaluated, which needs loss_fn and data: pass both.")
+    for name, measure in measures.items():
+        if not isinstance(measure, At):
+            raise InputError(
+                f"The measure {name!r} would be taken where segments are, and budget= chooses where, without knowing "
+                "what the measure costs. Give it steps of its own: sgdwalk.at(sgdwalk.every(10), measure)."
+            )
