@@ -21,6 +21,7 @@ import tyro
 
 import sgdwalk
 from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.figure import Figure, Method
 from sgdwalk.paper.registry import FigureId
 from sgdwalk.paper.trainings import Scale
 from sgdwalk.sweep_command import Sweep, complain, say_how_to_go_on, tell_cost
@@ -135,6 +136,10 @@ class Reproduce:
     scale: Scale = "small"
     """``smoke``: digits, seconds each, to see that it runs. ``small``: real data, cut to minutes or, where a hundred
     epochs are shown, half an hour. ``paper``: the published setting, for a GPU. What was cut stands on the page."""
+    method: Method = "exact"
+    """How segments are measured. ``certified``: from samples, within 5 % of the height, for figures and tables of walks
+    (fig1, fig2, fig8 to fig21, table1, table2); of all, the others stay exact. Its pages go to OUT/ID-SCALE-certified,
+    and show both ways and their costs where OUT has the exact trainings too."""
     data_dir: Path | None = None
     """Folder that holds the data sets as the Hugging Face hub has them (mnist/mnist/, cifar10/plain_text/,
     tiny-imagenet/data/ with train-*.parquet); without it the hub's copies are downloaded, once."""
@@ -148,6 +153,7 @@ class Reproduce:
     """Only tell which trainings are missing, and what they would take in time and disk."""
 
     def __call__(self, command: str) -> int:
+        from sgdwalk.paper.certifying import figures
         from sgdwalk.paper.interrupt import StopOnSignal
         from sgdwalk.paper.overview import read_results, summary, write_overview
         from sgdwalk.paper.progress import ProgressDisplay
@@ -161,14 +167,14 @@ class Reproduce:
         ids: list[FigureId] = [id for id in IDS if id in self.ids or "all" in self.ids]
         if not self.device or (self.jobs is not None and self.jobs < 1):
             raise sgdwalk.InputError(f"--jobs must be at least 1 and --device name a device; got {self.jobs}.")
+        wanted = figures(ids, self.scale, self.method, others="exact" if "all" in self.ids else "refuse")
         if self.dry_run:
-            return self._tell_cost(ids)
+            return self._tell_cost(wanted)
         if self.scale == "paper":
-            self._tell_cost(ids, file=sys.stderr)
+            self._tell_cost(wanted, file=sys.stderr)
         with StopOnSignal() as stop, ProgressDisplay() as display:
             pages = reproduce_all(
-                ids,
-                self.scale,
+                wanted,
                 out=self.out,
                 data_dir=self.data_dir,
                 jobs=len(self.device) if self.jobs is None else self.jobs,
@@ -180,21 +186,23 @@ class Reproduce:
             say_how_to_go_on(f"stopped; finished and begun trainings are kept in {plain(self.out)}", command)
             return stop.exit_code
         if len(pages) > 1:
-            print(summary(read_results(self.out, self.scale)))
-            print(f"Overview: {plain(write_overview(self.out, self.scale).absolute())}")
+            print(summary(read_results(self.out, self.scale, self.method)))
+            print(f"Overview: {plain(write_overview(self.out, self.scale, self.method).absolute())}")
         for page in pages:
             for each in page.judged:
                 reading = f" ({each.reading})" if each.reading else ""
                 print(f"{each.judgement.verdict}: {each.claim.name}{reading}. {each.judgement.finding}")
+            for sentence in [] if page.beside is None else page.beside.sentences:
+                print(sentence)
+            for fault in [] if page.beside is None else page.beside.faults:
+                complain(f"error: {fault}")
             print(f"Page: {plain(page.path.absolute())}")
         return 0
 
-    def _tell_cost(self, ids: Sequence[FigureId], file: TextIO | None = None) -> int:
+    def _tell_cost(self, wanted: Sequence[Figure], file: TextIO | None = None) -> int:
         """Print the missing trainings with time and disk."""
-        from sgdwalk.paper.registry import figure
         from sgdwalk.paper.run import missing_trainings, undecided_trainings
 
-        wanted = [figure(id, self.scale) for id in ids]
         missing = missing_trainings(wanted, self.out / "trainings")
         undecided = undecided_trainings(wanted, self.out / "trainings")
         jobs = len(self.device) if self.jobs is None else self.jobs

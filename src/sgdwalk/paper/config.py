@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import sgdwalk
+from sgdwalk.paper.checks import check_choice, check_count, check_number
 
 NUM_TRAIN = {"digits": 1_500, "mnist": 45_000, "cifar10": 45_000, "tiny-imagenet": 10_000}
 """Training examples of each data set: of scikit-learn's 1,797 digits the first 1,500, of MNIST and CIFAR-10 the first
@@ -32,6 +33,9 @@ AUTHORS_GD_BATCHES = 9
 """The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
 FINE_EVERY = 5
 """Of the segments that are compared, every fifth is measured at 100 intervals."""
+CERTIFIED_BATCHES = 90.0
+"""Evaluation batches that a certified segment takes beside one pass over its end, as seen on the paper's MLP; where its
+samples do not do, the exact evaluation comes on top."""
 COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}
 """The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
 SAME_AS_BEFORE = (
@@ -127,6 +131,13 @@ class Experiment:
     """Measure only in these epochs, counted from 1 (sgd only: an epoch of gd is one update)."""
     num_points: int = 10
     """Intervals of a segment: the full loss is had at α = 0, 1/num_points, …, 1. The paper's is 10."""
+    method: Literal["exact", "certified"] = "exact"
+    """``exact``: evaluate every point of a segment over all training examples. ``certified``: the ends so, what lies
+    between on samples, each loss with a 95 % interval. Both watch the same training."""
+    tolerance: float = 0.05
+    """certified: the height's half-width that is accepted, as a share of the height."""
+    barriers: Literal["estimated", "exact"] = "estimated"
+    """certified: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves it so."""
     curvature_every: int | None = None
     """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
     curvature_first: int | None = None
@@ -164,42 +175,48 @@ class Experiment:
     """Go on from where this training ended: from its weights, as a new walk. Of the same network and data."""
 
     def __post_init__(self) -> None:
-        _check_choice("dataset", self.dataset, NUM_TRAIN)
-        _check_choice("algorithm", self.algorithm, ("gd", "sgd"))
-        _check_choice("gd_gradient", self.gd_gradient, ("mean", "sum"))
-        _check_count("num_train", self.num_train, 2, NUM_TRAIN[self.dataset])
-        _check_count("batch_size", self.batch_size, 2, self.num_examples)
-        _check_count("epochs", self.epochs, 1)
-        _check_count("steps", self.steps, 1)
-        _check_count("seed", self.seed, 0)
-        _check_count("watch_every", self.watch_every, 1)
-        _check_count("watch_first", self.watch_first, 1)
-        _check_count("num_points", self.num_points, 2)
-        _check_count("curvature_every", self.curvature_every, 1)
-        _check_count("curvature_first", self.curvature_first, 1)
-        _check_count("curvature_examples", self.curvature_examples, 2, self.num_examples)
-        _check_count("compare_first", self.compare_first, 1)
-        _check_choice("network", self.network, ("mlp", "vgg11", "resnet"))
-        _check_count("num_validation", self.num_validation, 1)
-        _check_count("image_divisor", self.image_divisor, 1)
-        _check_count("blocks", self.blocks, 1)
-        _check_count("width_divisor", self.width_divisor, 1, 16)
+        check_choice("dataset", self.dataset, NUM_TRAIN)
+        check_choice("algorithm", self.algorithm, ("gd", "sgd"))
+        check_choice("gd_gradient", self.gd_gradient, ("mean", "sum"))
+        check_count("num_train", self.num_train, 2, NUM_TRAIN[self.dataset])
+        check_count("batch_size", self.batch_size, 2, self.num_examples)
+        check_count("epochs", self.epochs, 1)
+        check_count("steps", self.steps, 1)
+        check_count("seed", self.seed, 0)
+        check_count("watch_every", self.watch_every, 1)
+        check_count("watch_first", self.watch_first, 1)
+        check_count("num_points", self.num_points, 2)
+        check_choice("method", self.method, ("exact", "certified"))
+        check_choice("barriers", self.barriers, ("estimated", "exact"))
+        if not 0 < self.tolerance < 1:
+            raise sgdwalk.InputError(
+                f"tolerance must be a share of the height between 0 and 1; got {self.tolerance!r}."
+            )
+        check_count("curvature_every", self.curvature_every, 1)
+        check_count("curvature_first", self.curvature_first, 1)
+        check_count("curvature_examples", self.curvature_examples, 2, self.num_examples)
+        check_count("compare_first", self.compare_first, 1)
+        check_choice("network", self.network, ("mlp", "vgg11", "resnet"))
+        check_count("num_validation", self.num_validation, 1)
+        check_count("image_divisor", self.image_divisor, 1)
+        check_count("blocks", self.blocks, 1)
+        check_count("width_divisor", self.width_divisor, 1, 16)
         for comparison in self.compare:
-            _check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
+            check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
         self._check_images()
         self._check_noise_and_start()
         self._check_schedule()
         for width in self.hidden:
-            _check_count("hidden: a width", width, 1)
+            check_count("hidden: a width", width, 1)
         for epoch in self.watch_epochs:
-            _check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
+            check_count("watch_epochs: an epoch", epoch, 1, self.epochs)
         for epoch in self.compare_epochs:
-            _check_count("compare_epochs: an epoch", epoch, 1, self.epochs)
+            check_count("compare_epochs: an epoch", epoch, 1, self.epochs)
         self._check_curvature()
-        _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
-        _check_number("weight_decay", self.weight_decay, 0.0, math.inf)
-        _check_number("momentum", self.momentum, 0.0, 1.0)
-        _check_number("dropout", self.dropout, 0.0, 1.0)
+        check_number("learning_rate", self.learning_rate, 0.0, math.inf)
+        check_number("weight_decay", self.weight_decay, 0.0, math.inf)
+        check_number("momentum", self.momentum, 0.0, 1.0)
+        check_number("dropout", self.dropout, 0.0, 1.0)
         if self.algorithm == "gd" and self.watch_epochs:
             raise sgdwalk.InputError(
                 f"watch_epochs={self.watch_epochs} with algorithm=gd, where an epoch is one update: "
@@ -230,9 +247,9 @@ class Experiment:
             )
 
     def _check_noise_and_start(self) -> None:
-        _check_count("validate_every", self.validate_every, 1)
-        _check_choice("noise_reading", self.noise_reading, ("variance", "std"))
-        _check_number("noise_factor", self.noise_factor, 0.0, math.inf)
+        check_count("validate_every", self.validate_every, 1)
+        check_choice("noise_reading", self.noise_reading, ("variance", "std"))
+        check_number("noise_factor", self.noise_factor, 0.0, math.inf)
         if self.noise_factor and self.num_examples < 2 * AUTHORS_GD_BATCHES:
             raise sgdwalk.InputError(
                 f"noise_factor={self.noise_factor} with {self.num_examples} training examples: the gradient's variance "
@@ -253,21 +270,21 @@ class Experiment:
 
     def _check_curvature(self) -> None:
         for epoch in self.spectral_epochs:
-            _check_count("spectral_epochs: an epoch", epoch, 1, self.epochs)
+            check_count("spectral_epochs: an epoch", epoch, 1, self.epochs)
         for epoch in self.spectral_compare_epochs:
-            _check_count("spectral_compare_epochs: an epoch", epoch, 1, self.epochs)
-        _check_count("spectral_examples", self.spectral_examples, 2, self.num_examples)
+            check_count("spectral_compare_epochs: an epoch", epoch, 1, self.epochs)
+        check_count("spectral_examples", self.spectral_examples, 2, self.num_examples)
         for step in self.decomposition_steps:
-            _check_count("decomposition_steps: a step", step, 0, self.num_updates - 1)
+            check_count("decomposition_steps: a step", step, 0, self.num_updates - 1)
         if self.spectral_epochs and self.curvature_every is not None:
             raise sgdwalk.InputError(
                 "spectral_epochs and curvature_every fill the same column, spectral_norm: choose one of them."
             )
 
     def _check_schedule(self) -> None:
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_count("cycles", self.cycles, 1)
-        _check_number("decay", self.decay, 0.0, 1.0)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_count("cycles", self.cycles, 1)
+        check_number("decay", self.decay, 0.0, 1.0)
         settings = {"peak_rate": ("cyclical", "trapezoid", "hold"), "target_height": ("hold",)}
         for name, schedules in settings.items():
             value = getattr(self, name)
@@ -368,14 +385,27 @@ class Experiment:
     def passes(self, step: int) -> float:
         """What an update costs, in forward passes over the training examples: backward counts twice forward."""
         share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
+        return 3 * share + (self._segment_passes if self.watched(step) else 0) + self._other_passes(step)
+
+    def only_segment(self, step: int) -> bool:
+        """Whether the segment, and nothing else beside it, is measured at this update."""
+        return self.watched(step) and not self._other_passes(step)
+
+    @property
+    def _segment_passes(self) -> float:
+        if self.method == "exact":
+            return self.num_points
+        return min(self.num_points, 1 + CERTIFIED_BATCHES * self.batch_size / self.num_examples)
+
+    def _other_passes(self, step: int) -> float:
+        """What is measured at an update beside its segment."""
         when = self.curvature_when()
         curvature = CURVATURE_PASSES if when is not None and when(step) else 0
         part_when = self.part_curvature_when()
         if self.curvature_examples is not None and part_when is not None and part_when(step):
             curvature += PART_CURVATURE_PASSES * self.curvature_examples / self.num_examples
         curvature += self._spectral_passes(step) + (DECOMPOSITION_PASSES if self.decomposed(step) else 0)
-        compared = sum(COMPARISON_PASSES[each] for each in self.compared(step))
-        return 3 * share + (self.num_points if self.watched(step) else 0) + curvature + compared
+        return curvature + sum(COMPARISON_PASSES[each] for each in self.compared(step))
 
     def _spectral_passes(self, step: int) -> float:
         if not self.spectral(step):
@@ -445,28 +475,9 @@ class Execution:
     """Updates between two checkpoints; by default one whenever 20 seconds have passed since the last."""
 
     def __post_init__(self) -> None:
-        _check_count("num_threads", self.num_threads, 1)
-        _check_count("checkpoint_every", self.checkpoint_every, 1)
+        check_count("num_threads", self.num_threads, 1)
+        check_count("checkpoint_every", self.checkpoint_every, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON's types."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def _check_count(name: str, value: int | None, least: int, most: int | None = None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        wanted = f"an integer of at least {least:,}" + ("" if most is None else f" and at most {most:,}")
-        raise sgdwalk.InputError(f"{name} must be {wanted}; got {value!r}.")
-
-
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        wanted = f"at least {low:g} and finite" if high == math.inf else f"at least {low:g} and below {high:g}"
-        raise sgdwalk.InputError(f"{name} must be {wanted}; got {value!r}.")
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in choices:
-        raise sgdwalk.InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 
@@ -36,6 +37,9 @@ PILOTED = (
 )
 """Said of figures for which it is so."""
 
+Method = Literal["exact", "certified"]
+"""How the segments of a figure's trainings are measured."""
+
 Runs = Mapping[str, Sequence[sgdwalk.Run]]
 """By role, one a seed."""
 
@@ -59,6 +63,8 @@ class Table:
     text: str
     """What the columns are, and how to read them."""
     make: Callable[[Runs], pd.DataFrame]
+    needs_exact: bool = False
+    """It reads losses of which the last digits count, such as those that another protocol is compared with."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,17 @@ class Figure:
     """Roles whose first trainings the report shows; where none is named those of the panels, or else all."""
     deviations: tuple[str, ...] = ()
     """How this figure differs from the paper's, beside what is said of all."""
+    exact: Figure | None = None
+    """Where segments are certified: the same figure with all of them exact."""
+
+    @property
+    def method(self) -> Method:
+        return "exact" if self.exact is None else "certified"
+
+    @property
+    def page(self) -> str:
+        """Name of the folder of its page."""
+        return page_name(self.id, self.scale, self.method)
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -112,6 +129,15 @@ class Figure:
         """What this scale leaves out, network by network."""
         shared = [self.cut] if self.cut else [CUTS[self.scale][each] for each in self.architectures]
         return list(dict.fromkeys([*shared, *self.further_cuts]))
+
+
+def page_name(id: str, scale: str, method: str) -> str:
+    """Name of the folder of a page.
+
+    >>> page_name("fig1", "small", "exact"), page_name("fig1", "small", "certified")
+    ('fig1-small', 'fig1-small-certified')
+    """
+    return f"{id}-{scale}" + ("" if method == "exact" else f"-{method}")
 
 
 def published_name(architecture: Architecture) -> str:

@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sgdwalk.paper.certifying import CERTIFIABLE
+from sgdwalk.paper.figure import Method, page_name
 from sgdwalk.paper.judging import Verdict
 from sgdwalk.paper.registry import IDS
 from sgdwalk.paper.trainings import Scale
@@ -51,9 +53,13 @@ class Statement:
         return FAILS if 2 * contradicted >= tested else OPEN
 
 
-def read_results(out: Path, scale: Scale) -> list[dict[str, Any]]:
-    """The stored results of every page of a scale in a folder, in the paper's order."""
-    files = [out / f"{id}-{scale}" / "result.json" for id in IDS]
+def read_results(out: Path, scale: Scale, method: Method = "exact") -> list[dict[str, Any]]:
+    """The stored results of every page of a scale in a folder, in the paper's order.
+
+    With ``certified`` those of the pages with certified segments; of ids that cannot have them, the exact ones.
+    """
+    names = [page_name(id, scale, method if id in CERTIFIABLE else "exact") for id in IDS]
+    files = [out / name / "result.json" for name in names]
     return [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
 
 
@@ -79,9 +85,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> str:
     return f"Of {len(every)} statements {', '.join(f'{sorts[sort]} {sort}' for sort in SORTS if sorts[sort])}."
 
 
-def write_overview(out: Path, scale: Scale) -> Path:
+def write_overview(out: Path, scale: Scale, method: Method = "exact") -> Path:
     """Write the page over all pages of a scale that are in a folder; it replaces the one before."""
-    results = read_results(out, scale)
+    results = read_results(out, scale, method)
+    pages = {each["id"]: page_name(each["id"], scale, each.get("method", "exact")) for each in results}
     every = statements(results)
     sorts = Counter(each.sort for each in every)
     total = sum((count(result) for result in results), Counter())
@@ -90,6 +97,9 @@ def write_overview(out: Path, scale: Scale) -> Path:
     )
     html = environment.get_template("overview.html.jinja").render(
         scale=scale,
+        method=method,
+        pages=pages,
+        exact=[id for id in pages if id not in CERTIFIABLE],
         statements=every,
         sorts={sort: sorts[sort] for sort in SORTS},
         total={verdict: total[verdict] for verdict in VERDICTS},
@@ -97,7 +107,7 @@ def write_overview(out: Path, scale: Scale) -> Path:
         cuts=list(dict.fromkeys(cut for result in results for cut in result["cuts"])),
         trainings=len({training["run"] for result in results for training in result["trainings"]}),
     )
-    folder = out / f"all-{scale}"
+    folder = out / page_name("all", scale, method)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".index.html.partial"
     partial.write_text(html, encoding="utf-8")

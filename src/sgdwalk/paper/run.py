@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,13 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import sgdwalk
+from sgdwalk.paper import agreement
+from sgdwalk.paper.agreement import Agreement, Pair
+from sgdwalk.paper.certifying import TOLERANCE, figures, left_out
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.figure import DEVIATIONS, Figure, Panel, Runs
+from sgdwalk.paper.figure import DEVIATIONS, Figure, Method, Panel, Runs
 from sgdwalk.paper.judging import Claim, Judgement
-from sgdwalk.paper.registry import FigureId, figure
+from sgdwalk.paper.registry import FigureId
 from sgdwalk.paper.selections import FIRST_UPDATES
 from sgdwalk.paper.sweep import Update, is_trained, train_all, training_name
 from sgdwalk.paper.trainings import Scale
@@ -42,6 +46,8 @@ class Page:
     path: Path
     """The HTML page; pictures and tables lie beside it."""
     judged: list[Judged]
+    beside: Agreement | None = None
+    """Where segments are certified: how they agree with exact ones."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ def reproduce(
     scale: Scale,
     *,
     out: Path,
+    method: Method = "exact",
     data_dir: Path | None = None,
     jobs: int = 1,
     executions: Sequence[Execution] = (Execution(),),
@@ -72,22 +79,33 @@ def reproduce(
     Args:
         id: the figure.
         scale: how much of the published setting.
-        out: trainings go to ``out/trainings``, the page with pictures and tables to ``out/ID-SCALE``.
+        out: trainings go to ``out/trainings``, the page with pictures and tables to ``out/ID-SCALE``, with certified
+            segments to ``out/ID-SCALE-certified``.
+        method: how segments are measured. Where the trainings with exact ones are in ``out`` too, the page with
+            certified ones shows both.
         data_dir: as for ``sgdwalk.paper.data.load``.
         jobs: trainings at a time.
         executions: threads, device and checkpoints of each training.
         stop: asked twice a second.
         update: told of the progress of each training.
+
+    Raises:
+        InputError: the figure cannot have certified segments.
     """
     pages = reproduce_all(
-        [id], scale, out=out, data_dir=data_dir, jobs=jobs, executions=executions, stop=stop, update=update
+        figures([id], scale, method),
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        executions=executions,
+        stop=stop,
+        update=update,
     )
     return pages[0] if pages else None
 
 
 def reproduce_all(
-    ids: Sequence[FigureId],
-    scale: Scale,
+    wanted: Sequence[Figure],
     *,
     out: Path,
     data_dir: Path | None = None,
@@ -97,7 +115,6 @@ def reproduce_all(
     update: Update = lambda name, num_done, num_updates, fraction: None,
 ) -> list[Page] | None:
     """The same for several figures: a training that more than one needs is run once, and all are run side by side."""
-    wanted = [figure(id, scale) for id in ids]
     trainings = out / "trainings"
     while missing := missing_trainings(wanted, trainings):
         from sgdwalk.paper.data import load  # torch
@@ -108,8 +125,34 @@ def reproduce_all(
             missing, trainings, data_dir=data_dir, jobs=jobs, executions=executions, stop=stop, update=update
         ):
             return None
-    wanted = [with_choice(each, trainings) for each in wanted]
-    return [write_page(each, open_runs(each, trainings), out / f"{each.id}-{scale}") for each in wanted]
+    pages = []
+    for each in wanted:
+        chosen = with_choice(each, trainings)
+        runs = open_runs(chosen, trainings)
+        pages.append(write_page(chosen, runs, out / chosen.page, beside_exact(chosen, runs, out, data_dir)))
+    return pages
+
+
+def beside_exact(wanted: Figure, runs: Runs, out: Path, data_dir: Path | None) -> Agreement | None:
+    """How certified segments agree with the exact ones that are in ``out``; None for a figure with exact ones."""
+    if wanted.exact is None:
+        return None
+    trainings, exact = out / "trainings", wanted.exact
+    missing = [each for each in exact.experiments if not is_trained(trainings, each)]
+    pairs = {
+        experiment: Pair(role, sgdwalk.open_run(trainings / training_name(experiment)), run)
+        for role, experiments in exact.trainings.items()
+        for experiment, run in zip(experiments, runs[role], strict=True)
+        if experiment not in missing and training_name(experiment) != run.name
+    }
+    command = ["sgdwalk", "reproduce", wanted.id, "--scale", wanted.scale, "--out", str(out)]
+    return agreement.agree(
+        list(pairs.values()),
+        [] if missing else [as_row(each) for each in judge(exact, open_runs(exact, trainings))],
+        [as_row(each) for each in judge(wanted, runs)],
+        [training_name(each) for each in missing],
+        shlex.join(command if data_dir is None else [*command, "--data-dir", str(data_dir)]),
+    )
 
 
 def with_choice(wanted: Figure, trainings: Path) -> Figure:
@@ -161,20 +204,21 @@ def judge(wanted: Figure, runs: Runs) -> list[Judged]:
     ]
 
 
-def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
+def write_page(wanted: Figure, runs: Runs, folder: Path, beside: Agreement | None = None) -> Page:
     """Write pictures, tables and the page of a figure into a folder, which is replaced as a whole."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     drawn = [*draw_walks(wanted, runs, partial), *draw_chart(wanted, runs, partial)]
     made = [(table, table.make(runs)) for table in wanted.tables]
-    for table, frame in made:
+    compared = [] if beside is None else beside.tables
+    for table, frame in [*made, *compared]:
         frame.to_csv(partial / f"{table.name}.csv", index=False)
     shown = wanted.reported or list(dict.fromkeys(panel.role for panel in wanted.panels)) or list(runs)
     if shown:
         sgdwalk.write_report([runs[role][0] for role in shown], partial / "report.html")
     judged = judge(wanted, runs)
-    result = json.dumps(as_result(wanted, runs, judged), indent=1, ensure_ascii=False)
+    result = json.dumps(as_result(wanted, runs, judged, beside), indent=1, ensure_ascii=False)
     (partial / "result.json").write_text(result + "\n", encoding="utf-8")
     environment = Environment(
         loader=PackageLoader("sgdwalk.paper", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -185,6 +229,10 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
         pictures=drawn,
         tables=[(table, *as_cells(frame)) for table, frame in made],
         judged=judged,
+        beside=beside,
+        compared=[(table, *as_cells(frame)) for table, frame in compared],
+        left_out=left_out(wanted),
+        tolerance=TOLERANCE,
         trainings=[training_row(role, run) for role, each in runs.items() for run in each],
         num_seeds=max((len(each) for each in runs.values()), default=0),
         first_updates=FIRST_UPDATES,
@@ -192,7 +240,7 @@ def write_page(wanted: Figure, runs: Runs, folder: Path) -> Page:
     (partial / "index.html").write_text(html, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    return Page(folder / "index.html", judged)
+    return Page(folder / "index.html", judged, beside)
 
 
 def draw_walks(wanted: Figure, runs: Runs, folder: Path) -> list[Drawn]:
@@ -246,11 +294,12 @@ def remarks(runs: Runs) -> list[str]:
     return [remark for remark in dict.fromkeys(said) if remark]
 
 
-def as_result(wanted: Figure, runs: Runs, judged: list[Judged]) -> dict[str, Any]:
+def as_result(wanted: Figure, runs: Runs, judged: list[Judged], beside: Agreement | None = None) -> dict[str, Any]:
     """All that a page says but its pictures and the tables' numbers, in JSON's types."""
     return {
         "id": wanted.id,
         "scale": wanted.scale,
+        "method": wanted.method,
         "title": wanted.title,
         "published": wanted.published,
         "cuts": wanted.cuts,
@@ -259,6 +308,7 @@ def as_result(wanted: Figure, runs: Runs, judged: list[Judged]) -> dict[str, Any
         "tables": [{"name": table.name, "title": table.title, "text": table.text} for table in wanted.tables],
         "claims": [as_row(each) for each in judged],
         "trainings": [training_row(role, run) for role, each in runs.items() for run in each],
+        **({} if beside is None else {"beside_exact": beside.as_dict()}),
     }
 
 

@@ -98,6 +98,7 @@ def _table_1(scale: Scale) -> Figure:
                     "their 95 % range); full: the same with the deviation over 45,000 images, which falls with 1/√N. "
                     "Where photographs are augmented, theirs is also the loss of other images.",
                     lambda runs, each=each: protocols.authors_noise(runs[each][0], compared(each)),
+                    needs_exact=True,
                 )
                 for each in networks
             ),
@@ -109,6 +110,7 @@ def _table_1(scale: Scale) -> Figure:
                     "statistics (eval), and the clean evaluation over a quarter and a sixteenth of the evaluation "
                     "batches.",
                     lambda runs, each=each: protocols.batchnorm_and_examples(runs[each][0], compared(each)),
+                    needs_exact=True,
                 )
                 for each in ("vgg11", "mlp")
             ),
@@ -119,6 +121,7 @@ def _table_1(scale: Scale) -> Figure:
                     "The same updates on 10 and on 100 intervals. floor_gap: floor on 10 less floor on 100, in "
                     "heights; mean and largest.",
                     lambda runs, each=each: protocols.finer_grid(runs[each][0], compared(each)),
+                    needs_exact=True,
                 )
                 for each in ("vgg11", "mlp")
             ),
@@ -183,6 +186,7 @@ def _table_2(scale: Scale) -> Figure:
                 "segments when noise of the deviation between repeated evaluations is added to every loss (2,000 "
                 "simulations).",
                 lambda runs: protocols.authors_noise(runs["vgg11"][0], sgd("vgg11", scale)[0].compare_epochs),
+                needs_exact=True,
             ),
             *(
                 parabolas_table(role, None, f"{ARCHITECTURES[each]}, η = {rate}")

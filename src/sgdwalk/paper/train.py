@@ -26,6 +26,7 @@ from sgdwalk.paper.part_curvature import PartSpectralNorm
 from sgdwalk.paper.schedules import HoldHeight, scheduler_for
 from sgdwalk.paper.seeds import seed_for
 from sgdwalk.paper.spectral import SpectralNorms
+from sgdwalk.paper.timing import Stopwatch
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 VALIDATION_BATCH = 1_000
@@ -94,6 +95,9 @@ def train(
         name=folder.name if name is None else name,
         when=experiment.when() if experiment.watch else None,
         num_points=experiment.num_points,
+        method=experiment.method,
+        tolerance=experiment.tolerance,
+        barriers=experiment.barriers,
         batch_size=experiment.batch_size,
         measures=measures(experiment, model, training),
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
@@ -102,12 +106,14 @@ def train(
         config=record.describe(experiment, remark(experiment, training)) | noising.describe(noise, measured),
     ) as walk:
         checkpoints = Checkpointing(folder / "checkpoints", model, optimizer, scheduler, noise, execution)
+        stopwatch = Stopwatch(folder)
         start = checkpoints.restore(walk) if resume else 0
         work = WorkDone(experiment, start)
         for step in range(start, experiment.num_updates):
             stopped = stop()
             if stopped or checkpoints.due(step):
                 checkpoints.save(step, walk)
+                stopwatch.save()
             if stopped:
                 return False
             epoch, position = divmod(step, experiment.steps_per_epoch)
@@ -122,7 +128,8 @@ def train(
                 loss.backward()
                 batch_loss = loss.item()
             walk.note(batch_loss=batch_loss)
-            optimizer.step()
+            with stopwatch.running(experiment.only_segment(step)):
+                optimizer.step()
             if isinstance(scheduler, HoldHeight):
                 scheduler.step(height=walk.run.steps["height"].iloc[-1] if experiment.watched(step) else math.nan)
             elif scheduler is not None:
@@ -134,6 +141,7 @@ def train(
                 walk.note(validation_loss=loss, validation_accuracy=accuracy)
             progress(step + 1, experiment.num_updates, work.after(step))
         checkpoints.save(experiment.num_updates, walk)
+        stopwatch.save()
     return True
 
 
