@@ -30,7 +30,7 @@ LAYERS = [
     {"objective"},
     {"operators"},
     {"shared_layer", "probes", "measures", "overheard", "outputs"},
-    {"segment", "units"},
+    {"segment", "units", "awaiting"},
     {"certified"},
     {"examples", "standing"},
     {"outer_products"},

@@ -1,7 +1,8 @@
 """The full loss along a segment within a tolerance, for little more than one evaluation of its end.
 
-The end is evaluated over all data; the outputs at the start are kept from the segment before. Between them the outputs
-are interpolated, and what that misses is found on samples (see :mod:`sgdwalk.multilevel`).
+The end is evaluated over all data, or its outputs were overheard in a pass of the user's own loop; the outputs at the
+start are kept from the segment before. Between them the outputs are interpolated, and what that misses is found on
+samples (see :mod:`sgdwalk.multilevel`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from sgdwalk.multilevel import Outcome, certify, nodes, plan
 from sgdwalk.objective import FullLoss, LossSums, as_sums, is_out_of_memory
 from sgdwalk.outputs import OutputLoss, alike, floats, joined, lagrange, squared_moves, with_floats
+from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
 from sgdwalk.records import SegmentPoint
 from sgdwalk.segment import grid, losses_at
@@ -99,6 +101,16 @@ class CertifiedSegments:
         """The next segment starts elsewhere: no output is known there."""
         self.kept = None
 
+    def start_at(self, heard: Heard) -> None:
+        """The next segment starts where this was heard."""
+        self.kept = [[output] for output in heard.outputs] or None
+
+    @property
+    def most_bytes(self) -> int:
+        """The size up to which outputs at one point can serve as those of an end; 0 where none can."""
+        of_use = not self._gave_up and (self.passage is None or self.passage.keeps_outputs)
+        return KEPT_BYTES // 2 if of_use else 0
+
     def measure(
         self,
         start: Sequence[Tensor],
@@ -108,6 +120,7 @@ class CertifiedSegments:
         step: int,
         loss_noise: float,
         exactly: str = "",
+        heard: Heard | None = None,
     ) -> Certified:
         """L along the segment. To be called inside ``full_loss.evaluating()``.
 
@@ -117,12 +130,13 @@ class CertifiedSegments:
             step: of which the draw is a function, with the seed.
             loss_noise: nats per example, NaN where it is not known.
             exactly: why this segment is to be evaluated exactly in any case; empty where it is not.
+            heard: outputs at the end where they are known; without them they are evaluated.
         """
         if known_start is None:
             self.kept = None
         if not self._gave_up:
             try:
-                return self._measure(start, end, known_start, step, loss_noise, exactly)
+                return self._measure(start, end, known_start, step, loss_noise, exactly, heard)
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -138,6 +152,7 @@ class CertifiedSegments:
         step: int,
         loss_noise: float,
         exactly: str,
+        heard: Heard | None,
     ) -> Certified:
         remarks = []
         if self.passage is None:
@@ -148,7 +163,7 @@ class CertifiedSegments:
             self.passage = Passage(source, units_of(source), self._num_points)
         here = self.passage
         here.begin(start, end)
-        known_start, chord, signs, last = here.ends(self.kept, known_start)
+        known_start, chord, signs, last = here.ends(self.kept, known_start, heard)
         self.kept = here.kept
         count = math.fsum(last.counts)
         losses = chord / count
@@ -283,6 +298,11 @@ class Passage:
         self._middles: dict[int, NDArray[np.float64]] = {}
         self._group = max(1, int(GROUP_BATCHES_BYTES // max(1.0, size * max(source.data.sizes))))
 
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the model's outputs at both ends are kept: they are neither too large nor something else."""
+        return self._keeps and not isinstance(self.source, LossAsOutput)
+
     def begin(self, start: Sequence[Tensor], end: Sequence[Tensor]) -> None:
         self._start, self._end = start, end
         self.examples = 0
@@ -300,7 +320,7 @@ class Passage:
     # --- all data ----------------------------------------------------------------------------------------------------
 
     def ends(
-        self, known: list[Floats] | None, known_start: LossSums | None
+        self, known: list[Floats] | None, known_start: LossSums | None, heard: Heard | None = None
     ) -> tuple[LossSums, NDArray[np.float64], NDArray[np.float64], LossSums]:
         """L at the start, sums along the chord, a sign for every unit, and L at the end.
 
@@ -322,8 +342,11 @@ class Passage:
         signs = np.zeros(len(self.units))
         self._at(1.0)
         for group in self._groups():
-            outputs = [self._outputs(index) for index in group]
-            last += [self.source.sum_and_count(*outputs[i], data.sizes[index]) for i, index in enumerate(group)]
+            if heard is None:
+                outputs = [self._outputs(index) for index in group]
+                last += [self.source.sum_and_count(*outputs[i], data.sizes[index]) for i, index in enumerate(group)]
+            else:
+                outputs = [(heard.outputs[index], heard.targets[index]) for index in group]
             if known is None:
                 self._at(0.0)
                 before = [self._outputs(index) for index in group]
@@ -347,7 +370,7 @@ class Passage:
                 self._sign(index, squared_moves(one, other), signs)
             if self.kept is not None:
                 self.kept += ends
-        end = as_sums(last)
+        end = as_sums(last) if heard is None else heard.sums
         self._count = math.fsum(end.counts)
         return (known_start or as_sums(first)), chord, signs, end
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from sgdwalk.awaiting import AwaitedEnd
 from sgdwalk.certified import Certification, CertifiedSegments
 from sgdwalk.data import EvaluationData
 from sgdwalk.measures import Here, Measured, columns
 from sgdwalk.objective import Forward, FullLoss, LossFunction, LossSums
-from sgdwalk.overheard import Overheard
+from sgdwalk.overheard import Heard, Overheard
 from sgdwalk.probes import first_evaluation
-from sgdwalk.records import NAN, SegmentPoint
+from sgdwalk.records import NAN, SegmentPoint, StepRecord
 from sgdwalk.replica import InPlace, Replica
 from sgdwalk.segment import as_points, exact_segment, loss_noise
 from sgdwalk.trajectory import Trajectory
@@ -36,6 +38,18 @@ class Measurement:
     """(``segment`` or a measure's name, what it raised)"""
     remarks: list[tuple[str, str]] = field(default_factory=list)
     """(kind of event, message)"""
+    awaits_end: bool = False
+    """Whether the segment comes later, from ``finish()``."""
+
+    def completed(self, row: StepRecord) -> StepRecord:
+        """A row whose segment was awaited, with what came out along it."""
+        return dataclasses.replace(
+            row,
+            loss_noise=self.loss_noise,
+            segment=self.segment,
+            measures={**self.measures, **row.measures},
+            reasons={**row.reasons, **self.reasons},
+        )
 
 
 class Measuring:
@@ -69,6 +83,9 @@ class Measuring:
         self._take_full_loss()
         self._kept: LossSums | None = None
         self._kept_fingerprint = b""
+        self._awaited: AwaitedEnd | None = None
+        self._heard_since_update = False
+        """Whether a pass of the loop said since the last update what L is: the pass before the next one will too."""
         self._data_versions = data.versions()
         self._told: set[str] = set()
 
@@ -101,25 +118,45 @@ class Measuring:
         """Whether all else that L reads is what it was when L was last evaluated; inside ``full_loss.evaluating()``."""
         return self.full_loss.fingerprint() == self._kept_fingerprint
 
-    def batches(self) -> Iterator[Any]:
-        """The evaluation batches for a loop that accumulates over them; what it computes of L(θ_t) is kept.
+    def batches(self, *, between_updates: bool) -> Iterator[Any]:
+        """The evaluation batches for a loop that goes over them; what it computes of L at the kept point is kept.
 
-        Only where nothing is known of L(θ_t) yet, and the model stands at the kept point before and after.
+        Only where something of it is wanted, and the model stands at the kept point before and after.
         """
-        pass_over = Overheard(self.full_loss, self._model)
-        if self._kept is not None or self._moved():
+        awaitable = between_updates and self._certified is not None and self.full_loss.site.can_be_held
+        if (self._kept is not None and not awaitable) or self._moved():
             yield from self.full_loss.data
             return
+        most_bytes = self._certified.most_bytes if awaitable and self._certified is not None else 0
+        pass_over = Overheard(self.full_loss, self._model, most_bytes)
         yield from pass_over.batches()
-        if pass_over.sums is not None and not self._moved():
-            self._kept, self._kept_fingerprint = pass_over.sums, self.full_loss.fingerprint()
+        if pass_over.heard is not None and not self._moved():
+            self._hear(pass_over.heard)
+
+    def _hear(self, heard: Heard) -> None:
+        """L at the kept point, as a pass of the loop computed it."""
+        fingerprint = self.full_loss.fingerprint()
+        if self._awaited is not None:
+            self._awaited.hear(heard, fingerprint)
+            self._heard_since_update = self._awaited.heard is not None
+        elif self._kept is not None:
+            self._heard_since_update = bool(heard.outputs) and fingerprint == self._kept_fingerprint
+        else:
+            self._kept, self._kept_fingerprint = heard.sums, fingerprint
+            self._heard_since_update = bool(heard.outputs)
+            if self._certified is not None:
+                self._certified.start_at(heard)
 
     def _moved(self) -> bool:
         return self._trajectory.kernel.moved(self._trajectory.vector, self._trajectory.point)
 
     def forget(self) -> None:
-        """The parameters moved since the last evaluation: its loss is no start of a segment."""
+        """The parameters moved since the last evaluation: its loss is no start of a segment, and none waits."""
         self._kept = None
+        self._heard_since_update = False
+        if self._awaited is not None:
+            self._awaited.release()
+            self._awaited = None
         if self._certified is not None:
             self._certified.forget()
 
@@ -137,8 +174,12 @@ class Measuring:
         segment: bool,
         measures: Mapping[str, Callable[[Here], Measured]],
     ) -> Measurement:
-        """Measure between the trajectory's kept point θ_t and the model's parameters θ_{t+1}."""
+        """Measure between the trajectory's kept point θ_t and the model's parameters θ_{t+1}.
+
+        Where the segment's end will be heard in the loop's next pass it is left for ``finish()``.
+        """
         result = Measurement()
+        site = self.full_loss.site
         self._look_at_data(result)
         with self.full_loss.evaluating():
             fingerprint = self.full_loss.fingerprint()
@@ -146,26 +187,89 @@ class Measuring:
             self._kept = None
             if not segment:
                 self.forget()
-            if segment:
-                try:
-                    known, self._kept = self._segment(result, step, known)
-                    self._kept_fingerprint = fingerprint
-                except Exception as error:
-                    self.forget()
-                    result.failures.append(("segment", error))
-                    result.reasons["segment"] = f"measurement failed: {type(error).__name__}: {error}"
+            result.awaits_end = segment and known is not None and self._expects_end()
+            if segment and not result.awaits_end:
+                ends = site.vector.views(self._trajectory.point), site.here
+                known = self._take_segment(result, step, known, ends, fingerprint)
             place = here(self._trajectory.point, self.full_loss, known)
             try:
                 for name, measure in measures.items():
                     take(name, measure, place, result)
             finally:
                 place.leave()
+        if result.awaits_end:
+            assert known is not None
+            self._awaited = AwaitedEnd(self.full_loss, step, self._trajectory.point.clone(), known, fingerprint)
+        self._heard_since_update = False
         self._remark(result)
         return result
 
-    def _segment(self, result: Measurement, step: int, known: LossSums | None) -> tuple[LossSums, LossSums]:
-        site = self.full_loss.site
-        start, end = site.vector.views(self._trajectory.point), site.here
+    def _expects_end(self) -> bool:
+        """Whether the loop's next pass can be expected to say all that is wanted of this segment's end."""
+        starts_known = self._certified is not None and self._certified.kept is not None
+        return self._heard_since_update and starts_known and self.num_watched % NOISE_EVERY != 0
+
+    @property
+    def awaits_end(self) -> bool:
+        """Whether a segment waits for the loop's next pass."""
+        return self._awaited is not None
+
+    def finish(self) -> Measurement:
+        """Measure the segment that waits, between its kept start and the trajectory's kept point."""
+        assert self._awaited is not None, "no segment waits"
+        awaited, self._awaited = self._awaited, None
+        result = Measurement()
+        try:
+            lost = awaited.why_lost()
+            self._look_at_data(result)
+            if lost:
+                self.forget()
+                result.reasons["segment"] = lost
+                return result
+            with self.full_loss.evaluating():
+                views = self.full_loss.site.vector.views
+                ends = views(awaited.start), views(self._trajectory.point)
+                self._take_segment(
+                    result, awaited.step, awaited.start_sums, ends, awaited.fingerprint, heard=awaited.heard
+                )
+        except Exception as error:  # the loss function can no longer be looked at, say
+            self._fail(result, error)
+        finally:
+            awaited.release()
+        self._remark(result)
+        return result
+
+    def _take_segment(
+        self,
+        result: Measurement,
+        step: int,
+        known: LossSums | None,
+        ends: tuple[Sequence[Tensor], Sequence[Tensor]],
+        fingerprint: bytes,
+        heard: Heard | None = None,
+    ) -> LossSums | None:
+        """L along the segment, kept at its end for the next one; returns it at the start where it is known now."""
+        try:
+            known, self._kept = self._segment(result, step, known, ends, heard)
+            self._kept_fingerprint = fingerprint
+        except Exception as error:
+            self._fail(result, error)
+        return known
+
+    def _fail(self, result: Measurement, error: Exception) -> None:
+        self.forget()
+        result.failures.append(("segment", error))
+        result.reasons["segment"] = f"measurement failed: {type(error).__name__}: {error}"
+
+    def _segment(
+        self,
+        result: Measurement,
+        step: int,
+        known: LossSums | None,
+        ends: tuple[Sequence[Tensor], Sequence[Tensor]],
+        heard: Heard | None,
+    ) -> tuple[LossSums, LossSums]:
+        start, end = ends
         due = self.num_watched % NOISE_EVERY == 0
         if self._certified is None:
             losses = exact_segment(self.full_loss, start, end, self.num_points, known)
@@ -173,7 +277,9 @@ class Measuring:
             result.segment = as_points(losses)
         else:
             why = "the noise of the loss was measured" if due else ""
-            found = self._certified.measure(start, end, known, step=step, loss_noise=self._loss_noise, exactly=why)
+            found = self._certified.measure(
+                start, end, known, step=step, loss_noise=self._loss_noise, exactly=why, heard=heard
+            )
             losses, first, last = found.losses, found.start, found.end
             result.segment = found.points
             result.measures.update(found.effort)

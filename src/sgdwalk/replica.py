@@ -99,6 +99,9 @@ class Site:
     here: list[Tensor]
     """The walked parameters where training stands; valid inside ``occupied()``."""
 
+    can_be_held = False
+    """Whether the module can stay as it is while the model goes on."""
+
     def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
         self.source = bare_module(model)
         self.vector = vector
@@ -121,6 +124,14 @@ class Site:
 
     def occupied(self) -> contextlib.AbstractContextManager[None]:
         """Bring the site up to date with the model; on leaving, the model is bitwise what it was."""
+        raise AssertionError("abstract")
+
+    def hold(self) -> None:
+        """Until ``release()`` the module is, but for the walked parameters, what the model is now."""
+        raise AssertionError("abstract")
+
+    def release(self) -> None:
+        """From the next ``occupied()`` on the module is what the model is."""
         raise AssertionError("abstract")
 
     def stands_here(self) -> bool:
@@ -151,8 +162,11 @@ class Site:
 class Replica(Site):
     """A private copy of the model: nothing that happens in it can reach the training."""
 
+    can_be_held = True
+
     def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
         super().__init__(model, vector, batchnorm)
+        self._held = False
         self._memory_format = torch.preserve_format
         self._rebuild()
 
@@ -197,9 +211,15 @@ class Replica(Site):
 
     @contextlib.contextmanager
     def occupied(self) -> Iterator[None]:
+        if not self._held:
+            self._follow()
+        self.here = [parameter.detach() for parameter in self.vector.parameters]
+        yield
+
+    def _follow(self) -> None:
+        """Bring everything but the walked parameters to where the model has it."""
         if _structure(self.source) != self._structure:
             self._rebuild()
-        self.here = [parameter.detach() for parameter in self.vector.parameters]
         for target, value in self._others:
             target.detach().copy_(value.detach())
         for layer, twin in self._layers:
@@ -210,7 +230,17 @@ class Replica(Site):
                 twin.__dict__[key] = copy.deepcopy(value)
             for table in _HOOK_TABLES:
                 twin.__dict__[table] = layer.__dict__[table]
-        yield
+
+    def hold(self) -> None:
+        with torch.no_grad():
+            self._follow()
+        for _, twin in self._layers:
+            for table in _HOOK_TABLES:  # the tables are the model's own: hooks that it gets later are not in the copies
+                twin.__dict__[table] = twin.__dict__[table].copy()
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
 
 
 class InPlace(Site):

@@ -91,6 +91,7 @@ class Walk:
         self._epoch: int | None = None
         self._learning_rate = NAN
         self._batch_loss: Any = None
+        self._unfinished: StepRecord | None = None
         self._resumed_point: str | None = None
         self._must_load = journal.holds_steps
         self._remarks = remarks
@@ -115,7 +116,11 @@ class Walk:
 
     @property
     def run(self) -> Run:
-        """The walk's records so far, as :func:`sgdwalk.open_run` shows a stored run."""
+        """The walk's records so far, as :func:`sgdwalk.open_run` shows a stored run.
+
+        A segment whose end is awaited (see :meth:`batches`) is evaluated for it.
+        """
+        self._finish_row()
         return self._journal.run
 
     def note(self, *, batch_loss: Any = None, epoch: int | None = None, **values: Any) -> None:
@@ -160,8 +165,10 @@ class Walk:
     def batches(self) -> Iterator[Any]:
         """The evaluation batches, in order, for a full-batch gradient descent loop to accumulate over.
 
-        Where the update before was not watched and the next one is, what such a loop computes saves the evaluation of
-        L(θ_t): each batch must then go once, as it is, through the model. Elsewhere it is evaluated as always.
+        What such a loop computes need not be evaluated again, where each batch goes once, as it is, through the model:
+        L(θ_t) where the update before was not watched, and with ``method="certified"`` the outputs at both ends of
+        segments. The row of an update then comes with the next one; its end is evaluated, as always, where the loop
+        does not come to it: by ``close()``, ``state_dict()`` and :attr:`run`.
 
         Raises:
             InputError: for a walk without data.
@@ -174,7 +181,9 @@ class Walk:
             due = self._measuring is not None and schedule is not None and schedule(self._step)
         except Exception:  # it will be told when the step is taken
             due = False
-        return self._measuring.batches() if self._measuring is not None and due else iter(self._evaluations)
+        if self._measuring is None or not (due or self._measuring.awaits_end):
+            return iter(self._evaluations)
+        return self._measuring.batches(between_updates=not self._departed)
 
     def before_step(self, *, learning_rate: float = NAN) -> None:
         """Manual use: the parameters are θ_t, the update comes next."""
@@ -199,6 +208,7 @@ class Walk:
         What was recorded so far is committed first; a walk in memory carries its records along.
         """
         self._check_open()
+        self._finish_row()
         self._journal.commit(self._step, patient=True)
         return {
             "step": self._step,
@@ -217,6 +227,7 @@ class Walk:
             ResumeError: where the state is of a model of another size.
         """
         self._check_open()
+        self._finish_row()
         saved = tuple(state["trajectory"]["start"].shape)
         if saved != (self._trajectory.vector.size,):
             raise ResumeError(
@@ -244,6 +255,13 @@ class Walk:
             self._hooks.remove()
         self._closed = True
         atexit.unregister(self._at_exit)
+        try:
+            self._finish_row()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Tell what was not as it should be, and keep nothing but the records."""
         schedule = self._schedules["segment"]
         never = self._measuring is not None and not self._measuring.num_watched and "segment" not in self._disabled
         if self._step and schedule is not None and never:
@@ -287,6 +305,7 @@ class Walk:
                 "the first update: load the state that was saved with the model's."
             )
         self._departed = True
+        self._finish_row()
         self._depart()
 
     @_guarded
@@ -329,11 +348,17 @@ class Walk:
         except BaseException as error:  # also Ctrl-C: the update was performed, so it keeps its row
             interrupted = error
             result = Measurement(reasons={"segment": f"interrupted by {type(error).__name__}: {error}"})
-        self._record(values, reasons, result)
+            if self._measuring is not None:
+                self._measuring.forget()
+        row = self._row(values, reasons, result)
+        if result.awaits_end:
+            self._unfinished = row
+        else:
+            self._journal.append(row)
         if due:
             self._trajectory.arrive()
         self._step += 1
-        if result.segment or result.measures:
+        if (result.segment or result.measures) and not result.awaits_end:
             self._journal.commit(self._step)
         if interrupted is not None:
             raise interrupted
@@ -349,6 +374,24 @@ class Walk:
             self._disable("budget", error)
         else:
             self._event("budget_chosen", message, show=True)
+
+    @_guarded
+    def _finish_row(self) -> None:
+        """Keep the row of the last update where its segment waited for its end."""
+        row, self._unfinished = self._unfinished, None
+        if row is None or self._measuring is None:
+            return
+        result = Measurement()
+        try:
+            result = self._measuring.finish()
+            self._tell(result)
+        except BaseException as error:
+            if not result.segment:
+                result.reasons["segment"] = f"interrupted by {type(error).__name__}: {error}"
+            raise
+        finally:
+            self._journal.append(result.completed(row))
+            self._journal.commit(self._step)
 
     @_guarded
     def update_skipped(self) -> None:
@@ -401,11 +444,14 @@ class Walk:
             except Exception as error:  # the model could not be copied again, say
                 reasons = dict.fromkeys(due, f"measurement failed: {type(error).__name__}: {error}")
                 result = Measurement(reasons=reasons, failures=[(name, error) for name in sorted(due)])
+        self._tell(result)
+        return result
+
+    def _tell(self, result: Measurement) -> None:
         for name, error in result.failures:
             self._disable(name, error)
         for kind, message in result.remarks:
             self._event(kind, message, show=True)
-        return result
 
     def _follow(self, plan: Plan | None) -> None:
         if plan is not None and self._budgeted is not None:
@@ -426,12 +472,12 @@ class Walk:
             self._step, self._epoch_of(self._step), self._learning_rate, point, full_loss, known, self._optimizers
         )
 
-    def _record(self, values: dict[str, float], reasons: dict[str, str], result: Measurement) -> None:
+    def _row(self, values: dict[str, float], reasons: dict[str, str], result: Measurement) -> StepRecord:
         batch_loss, self._batch_loss = self._batch_loss, None
         noted = NAN if batch_loss is None else float(batch_loss)
         if batch_loss is not None and not math.isfinite(noted):
             reasons["batch_loss"] = f"noted as {noted}"
-        record = StepRecord(
+        return StepRecord(
             step=self._step,
             epoch=self._epoch_of(self._step),
             learning_rate=self._learning_rate,
@@ -442,7 +488,6 @@ class Walk:
             reasons={**reasons, **result.reasons},
             **values,
         )
-        self._journal.append(record)
 
     def _epoch_of(self, step: int) -> int | None:
         if self._epoch is not None:
