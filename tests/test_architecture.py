@@ -14,7 +14,7 @@ SOURCE = Path(sgdwalk.__file__).parent
 LAYERS = [
     {"errors", "records", "text"},
     {"when", "valley", "provenance", "lock", "norm_growth", "multilevel"},
-    {"rows"},
+    {"rows", "three_levels"},
     {"store"},
     {"run"},
     {"sampling", "columns"},
@@ -32,6 +32,7 @@ LAYERS = [
     {"shared_layer", "probes", "measures", "overheard", "outputs"},
     {"segment", "units", "awaiting"},
     {"certified"},
+    {"sampled_ends"},
     {"examples", "standing"},
     {"outer_products"},
     {"noise", "residual"},

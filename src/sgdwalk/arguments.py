@@ -45,7 +45,7 @@ def check_choices(
         raise InputError(f"steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}.")
 
 
-def check_certification(tolerance: Any, seed: Any) -> None:
+def check_certification(tolerance: Any, seed: Any, largest_pass: Any) -> None:
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise InputError(
             f"tolerance={tolerance!r}: a share of the height between 0 and 1 is wanted, such as 0.05; for exact "
@@ -53,6 +53,13 @@ def check_certification(tolerance: Any, seed: Any) -> None:
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"sampling_seed must be an integer of at least 0, got {seed!r}.")
+    if largest_pass is not None and (
+        isinstance(largest_pass, bool) or not isinstance(largest_pass, int) or largest_pass < 1
+    ):
+        raise InputError(
+            f"largest_pass={largest_pass!r}: a number of examples of at least 1 is wanted, or None to evaluate the "
+            "ends of segments over all data always."
+        )
 
 
 def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn: Any, measures: Mapping) -> None:

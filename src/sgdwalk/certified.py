@@ -46,15 +46,22 @@ class Certification(NamedTuple):
         tolerance: relative half-width of the height's interval.
         barriers: ``exact`` evaluates the points that leave a barrier undecided; ``estimated`` leaves it so.
         seed: of the sampling.
+        largest_pass: examples up to which the ends are evaluated over all data; None: always.
     """
 
     tolerance: float
     barriers: str
     seed: int
+    largest_pass: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """As a run keeps them."""
-        return {"tolerance": self.tolerance, "barriers": self.barriers, "sampling_seed": self.seed}
+        return {
+            "tolerance": self.tolerance,
+            "barriers": self.barriers,
+            "sampling_seed": self.seed,
+            "largest_pass": self.largest_pass,
+        }
 
 
 @dataclass
@@ -62,20 +69,25 @@ class Certified:
     """What came out along one segment."""
 
     points: tuple[SegmentPoint, ...]
-    start: LossSums
-    end: LossSums
+    start: LossSums | None
+    end: LossSums | None
+    """L at the ends where it is known exactly."""
     looks: int
     nodes: int
     examples_evaluated: int
-    why_exact: str = ""
+    looks_reason: str = ""
+    """Why so many looks did not do."""
     losses: list[LossSums] | None = None
-    """The losses at all points where they were evaluated exactly."""
+    """The losses at all points, over all evaluation batches or the first of them, to be compared with float64."""
     remarks: list[tuple[str, str]] = field(default_factory=list)
+    bounds: dict[str, float] = field(default_factory=dict)
+    """Bounds of height and barrier that are not those of the losses' intervals."""
 
     @property
-    def effort(self) -> dict[str, float]:
+    def columns(self) -> dict[str, float]:
         """Columns of the step."""
-        return {"looks": self.looks, "nodes": self.nodes, "examples_evaluated": self.examples_evaluated}
+        effort = {"looks": self.looks, "nodes": self.nodes, "examples_evaluated": self.examples_evaluated}
+        return {**effort, **self.bounds}
 
 
 class CertifiedSegments:
@@ -291,6 +303,7 @@ class Passage:
         output, target = source.outputs(0)
         self._loss.check(output, target, source.data.sizes[0])
         size = sum(tensor.numel() * tensor.element_size() for tensor in floats(output)) / source.data.sizes[0]
+        self._output_bytes = size
         self._keeps = 2 * size * source.data.num_examples <= KEPT_BYTES
         self._count = math.nan
         self._start: Sequence[Tensor] = ()
@@ -395,13 +408,7 @@ class Passage:
 
     def middle_minus_chord(self, units: NDArray[np.intp]) -> NDArray[np.float64]:
         """What the middle level adds to the chord, as shares of the sum of losses over all data's count."""
-        sides: list[list[Floats]] = []
-        if self._starts is not None and self.kept is not None:
-            sides = [[self._rows(side, unit) for unit in units] for side in (self._starts, self.kept)]
-        else:
-            for alpha in (0.0, 1.0):
-                self._at(alpha)
-                sides.append([floats(output) for output, _ in self._evaluate(units)])
+        sides = self._ends_of(units)
         _, middle, _ = nodes(self._num_points)
         self._at(grid(self._num_points)[middle])
         outputs = self._evaluate(units)
@@ -438,6 +445,16 @@ class Passage:
                 for value, position in zip(sums, positions, strict=True):
                     found[position, k] = value - self._middles[int(units[position])][k - 1]
         return found / self._count
+
+    def _ends_of(self, units: NDArray[np.intp]) -> list[list[Floats]]:
+        """The outputs of units at the start and at the end; evaluated where they are not kept."""
+        if self._starts is not None and self.kept is not None:
+            return [[self._rows(side, unit) for unit in units] for side in (self._starts, self.kept)]
+        sides = []
+        for alpha in (0.0, 1.0):
+            self._at(alpha)
+            sides.append([floats(output) for output, _ in self._evaluate(units)])
+        return sides
 
     def _evaluate(self, units: NDArray[np.intp]) -> list[tuple[Any, Any]]:
         self.examples += int(self.units.sizes[units].sum())

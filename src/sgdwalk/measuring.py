@@ -19,6 +19,7 @@ from sgdwalk.overheard import Heard, Overheard
 from sgdwalk.probes import first_evaluation
 from sgdwalk.records import NAN, SegmentPoint, StepRecord
 from sgdwalk.replica import InPlace, Replica
+from sgdwalk.sampled_ends import segments_of
 from sgdwalk.segment import as_points, exact_segment, loss_noise
 from sgdwalk.trajectory import Trajectory
 
@@ -112,7 +113,7 @@ class Measuring:
     def certify(self, certification: Certification) -> None:
         """From the next one on segments are certified."""
         self._certification = certification
-        self._certified = CertifiedSegments(self.full_loss, self.num_points, *certification)
+        self._certified = segments_of(self.full_loss, self.num_points, certification)
 
     def only_parameters_moved(self) -> bool:
         """Whether all else that L reads is what it was when L was last evaluated; inside ``full_loss.evaluating()``."""
@@ -123,11 +124,11 @@ class Measuring:
 
         Only where something of it is wanted, and the model stands at the kept point before and after.
         """
-        awaitable = between_updates and self._certified is not None and self.full_loss.site.can_be_held
-        if (self._kept is not None and not awaitable) or self._moved():
+        hearing = self._hearing if between_updates and self.full_loss.site.can_be_held else None
+        if (self._kept is not None and hearing is None) or self._moved():
             yield from self.full_loss.data
             return
-        most_bytes = self._certified.most_bytes if awaitable and self._certified is not None else 0
+        most_bytes = 0 if hearing is None else hearing.most_bytes
         pass_over = Overheard(self.full_loss, self._model, most_bytes)
         yield from pass_over.batches()
         if pass_over.heard is not None and not self._moved():
@@ -144,8 +145,13 @@ class Measuring:
         else:
             self._kept, self._kept_fingerprint = heard.sums, fingerprint
             self._heard_since_update = bool(heard.outputs)
-            if self._certified is not None:
-                self._certified.start_at(heard)
+            if self._hearing is not None:
+                self._hearing.start_at(heard)
+
+    @property
+    def _hearing(self) -> CertifiedSegments | None:
+        """What has use for the outputs of the loop's passes: certified segments whose ends are over all data."""
+        return self._certified if isinstance(self._certified, CertifiedSegments) else None
 
     def _moved(self) -> bool:
         return self._trajectory.kernel.moved(self._trajectory.vector, self._trajectory.point)
@@ -206,7 +212,7 @@ class Measuring:
 
     def _expects_end(self) -> bool:
         """Whether the loop's next pass can be expected to say all that is wanted of this segment's end."""
-        starts_known = self._certified is not None and self._certified.kept is not None
+        starts_known = self._hearing is not None and self._hearing.kept is not None
         return self._heard_since_update and starts_known and self.num_watched % NOISE_EVERY != 0
 
     @property
@@ -268,7 +274,7 @@ class Measuring:
         known: LossSums | None,
         ends: tuple[Sequence[Tensor], Sequence[Tensor]],
         heard: Heard | None,
-    ) -> tuple[LossSums, LossSums]:
+    ) -> tuple[LossSums | None, LossSums | None]:
         start, end = ends
         due = self.num_watched % NOISE_EVERY == 0
         if self._certified is None:
@@ -277,15 +283,16 @@ class Measuring:
             result.segment = as_points(losses)
         else:
             why = "the noise of the loss was measured" if due else ""
+            hearing = {} if heard is None else {"heard": heard}
             found = self._certified.measure(
-                start, end, known, step=step, loss_noise=self._loss_noise, exactly=why, heard=heard
+                start, end, known, step=step, loss_noise=self._loss_noise, exactly=why, **hearing
             )
             losses, first, last = found.losses, found.start, found.end
             result.segment = found.points
-            result.measures.update(found.effort)
+            result.measures.update(found.columns)
             result.remarks += found.remarks
-            if found.why_exact:
-                result.reasons["looks"] = found.why_exact
+            if found.looks_reason:
+                result.reasons["looks"] = found.looks_reason
         undefined = [point.alpha for point in result.segment if not math.isfinite(point.loss)]
         if undefined:
             listed = ", ".join(f"{alpha:g}" for alpha in undefined)

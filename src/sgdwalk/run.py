@@ -42,7 +42,9 @@ STEP_TABLE_COLUMNS = (
 )
 """The columns that ``Run.steps`` always has, in order; measures and reasons follow."""
 
-BOUND_COLUMNS = ("height_low", "height_high", "floor_low", "floor_high")
+PAIRED_COLUMNS = ("height_low", "height_high", "barrier_height_low", "barrier_height_high")
+"""Bounds that a step whose ends are estimated too brings along: of differences, known better than the losses."""
+BOUND_COLUMNS = (*PAIRED_COLUMNS, "floor_low", "floor_high")
 EFFORT_COLUMNS = ("looks", "nodes", "examples_evaluated")
 CERTIFIED_COLUMNS = (*BOUND_COLUMNS, *EFFORT_COLUMNS)
 """Columns that follow them in a walk watched with ``method="certified"``."""
@@ -168,7 +170,7 @@ class Run:
         names = dict.fromkeys(name for record in self._steps for name in record.measures)
         if "looks" in names:
             table.update({name: columns[name] for name in BOUND_COLUMNS})
-            names = dict.fromkeys([*EFFORT_COLUMNS, *names])
+            names = dict.fromkeys([*EFFORT_COLUMNS, *(name for name in names if name not in PAIRED_COLUMNS)])
         for name in names:
             table[name] = _floats(record.measures.get(name, NAN) for record in self._steps)
         table.update(self._reasons(watched, columns))
@@ -232,7 +234,20 @@ def _derived(records: Sequence[StepRecord], loss_noise: NDArray[np.float64]) -> 
         halfwidths = np.array([[point.halfwidth for point in records[index].segment] for index in indices])
         for name, column in _of_segments(grid, losses, halfwidths, loss_noise[indices]).items():
             columns[name][indices] = column
+    for index, record in enumerate(records):
+        if PAIRED_COLUMNS[0] in record.measures:
+            low, high = _as_measured(record, index, columns)
+            columns["barrier"][index] = valley.decided(low, high)
+            above = 2 * loss_noise[index]
+            columns["barrier_significant"][index] = None if np.isnan(above) else valley.decided(low, high, above)
     return columns
+
+
+def _as_measured(record: StepRecord, index: int, columns: dict[str, NDArray]) -> tuple[float, float]:
+    """Put the bounds that a step brings along in place of those of its losses; returns those of the barrier height."""
+    for name in PAIRED_COLUMNS:
+        columns[name][index] = record.measures[name]
+    return record.measures["barrier_height_low"], record.measures["barrier_height_high"]
 
 
 def _of_segments(grid: Any, losses: NDArray, halfwidths: NDArray, loss_noise: NDArray) -> dict[str, NDArray]:

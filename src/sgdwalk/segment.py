@@ -85,8 +85,11 @@ def _groups(full_loss: FullLoss, out_features: int) -> Iterator[range]:
 def loss_noise(
     full_loss: FullLoss, start: Sequence[Tensor], end: Sequence[Tensor], losses: Sequence[LossSums]
 ) -> float:
-    """max over the grid of |L_used - L_float64| on the first evaluation batches; NaN where either is not finite."""
-    batches = min(NOISE_BATCHES, len(full_loss.data))
+    """max over the grid of |L_used - L_float64| on the first evaluation batches; NaN where either is not finite.
+
+    ``losses`` may be those of the first evaluation batches alone.
+    """
+    batches = min(NOISE_BATCHES, len(losses[0].sums))
     twin = full_loss.in_float64()
     differences = []
     for alpha, used in zip(grid(len(losses) - 1), losses, strict=True):

@@ -7,6 +7,7 @@ some consecutive examples of one.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +90,17 @@ def source_of(full_loss: FullLoss) -> tuple[Any, str]:
     return full_loss, ""
 
 
-def units_of(source: Any) -> Units:
-    """Cut the data into units, after a look at whether the model treats examples one by one."""
+def units_of(source: Any, num_examples: int | None = None) -> Units:
+    """Cut the data into units, after a look at whether the model treats examples one by one.
+
+    Args:
+        source: of the outputs.
+        num_examples: that would make ``MOST_UNITS`` units; all data by default.
+    """
     sizes = source.data.sizes
     if isinstance(source, LossAsOutput) or source.mixes_examples or not _separable(source):
-        return Units(np.arange(len(sizes)), np.zeros(len(sizes), np.intp), np.array(sizes), whole=True)
-    wanted = max(1, -(-sum(sizes) // MOST_UNITS))
+        return whole_batches(sizes)
+    wanted = max(1, -(-(num_examples or sum(sizes)) // MOST_UNITS))
     batch, low, high = [], [], []
     for index, size in enumerate(sizes):
         bounds = np.linspace(0, size, max(1, round(size / wanted)) + 1).round().astype(int)
@@ -102,6 +108,11 @@ def units_of(source: Any) -> Units:
         low += bounds[:-1].tolist()
         high += bounds[1:].tolist()
     return Units(np.array(batch), np.array(low), np.array(high), whole=False)
+
+
+def whole_batches(sizes: Sequence[int]) -> Units:
+    """Every evaluation batch as a unit."""
+    return Units(np.arange(len(sizes)), np.zeros(len(sizes), np.intp), np.array(sizes), whole=True)
 
 
 def _separable(full_loss: FullLoss) -> bool:

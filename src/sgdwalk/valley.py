@@ -151,18 +151,18 @@ def barrier(losses: ArrayLike, halfwidths: ArrayLike = 0.0, above: ArrayLike = 0
 
 
 def bounds(losses: ArrayLike, halfwidths: ArrayLike) -> dict[str, NDArray[np.float64]]:
-    """Between what floor and height lie where the losses lie within their intervals.
+    """Between what floor, height and barrier height lie where the losses lie within their intervals.
 
-    The floor is monotone in every loss, so it lies between the lowest lower and the lowest upper bound; the height,
-    with the ends where they are, lies accordingly.
+    The floor is monotone in every loss, so it lies between the lowest lower and the lowest upper bound; height and
+    barrier height, with the ends in their intervals, lie accordingly.
 
     Args:
         losses: full losses by increasing α, nats per example, shape ``(points,)`` or ``(segments, points)``.
-        halfwidths: of their intervals, in the same shape; 0 for exact losses, as the ends are.
+        halfwidths: of their intervals, in the same shape; 0 for exact losses, as the ends mostly are.
 
     Returns:
-        ``floor_low``, ``floor_high``, ``height_low``, ``height_high``, one value a segment; NaN where a loss is not
-        finite.
+        ``floor_low``, ``floor_high``, ``height_low``, ``height_high``, ``barrier_height_low``,
+        ``barrier_height_high``, one value a segment; NaN where a loss is not finite.
 
     Raises:
         InputError: fewer than three points, so that there is no interior.
@@ -173,14 +173,28 @@ def bounds(losses: ArrayLike, halfwidths: ArrayLike) -> dict[str, NDArray[np.flo
     """
     losses, finite = _checked(losses)
     halfwidths = np.asarray(halfwidths, dtype=np.float64)
-    low, high = (losses - halfwidths).min(axis=-1), (losses + halfwidths).min(axis=-1)
+    lower, upper = losses - halfwidths, losses + halfwidths
+    low, high = lower.min(axis=-1), upper.min(axis=-1)
     columns = {
         "floor_low": low,
         "floor_high": high,
-        "height_low": ((losses[..., 0] - high) + (losses[..., -1] - high)) / 2,
-        "height_high": ((losses[..., 0] - low) + (losses[..., -1] - low)) / 2,
+        "height_low": ((lower[..., 0] - high) + (lower[..., -1] - high)) / 2,
+        "height_high": ((upper[..., 0] - low) + (upper[..., -1] - low)) / 2,
+        "barrier_height_low": lower[..., 1:-1].max(axis=-1) - np.maximum(upper[..., 0], upper[..., -1]),
+        "barrier_height_high": upper[..., 1:-1].max(axis=-1) - np.maximum(lower[..., 0], lower[..., -1]),
     }
     return {name: np.where(finite, column, np.nan) for name, column in columns.items()}
+
+
+def decided(low: float, high: float, above: float = 0.0) -> bool | None:
+    """Whether a barrier height between two bounds is above what counts: True, False, or None where they leave it open.
+
+    >>> decided(0.1, 0.3), decided(-0.3, -0.1), decided(-0.1, 0.1), decided(0.1, 0.3, above=0.2)
+    (True, False, None, None)
+    """
+    if low > above:
+        return True
+    return False if high <= above else None
 
 
 def fit_parabola(alpha: ArrayLike, losses: ArrayLike) -> Parabola:

@@ -40,6 +40,9 @@ from sgdwalk.when import StepPredicate, When, describe, one_in
 BY_BUDGET = "chosen by the budget"
 """What a run's settings say of ``method`` and ``when``; the event ``budget_chosen`` says what was chosen."""
 
+LARGEST_PASS = 150_000
+"""Examples from which on one pass a step costs more than a sample that tells a height to within 5 % mostly needs."""
+
 Measures = Mapping[str, Callable[[Here], Measured] | At]
 
 
@@ -59,6 +62,7 @@ def watch(
     tolerance: float = 0.05,
     barriers: Literal["estimated", "exact"] = "estimated",
     sampling_seed: int = 0,
+    largest_pass: int | None = LARGEST_PASS,
     measures: Measures | None = None,
     gauge: bool = False,
     steps_per_epoch: int | None = None,
@@ -102,6 +106,9 @@ def watch(
         barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
             it undecided.
         sampling_seed: of ``certified`` and ``sampled``: the sample of each step is a function of it and of the step.
+        largest_pass: of ``certified``: with more examples in ``data`` the ends are sampled too, at most so many at each
+            end, and the cost of a step stops growing with them; None evaluates the ends over all data always, as
+            ``barriers="exact"`` does.
         measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
@@ -138,11 +145,11 @@ def watch(
     Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
     check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
-    check_certification(tolerance, sampling_seed)
+    check_certification(tolerance, sampling_seed, largest_pass)
     if budget is not None:
         check_budget(budget, method, when, data, loss_fn, measures or {})
         when, gauge = None, True
-    certification = Certification(tolerance, barriers, sampling_seed)
+    certification = Certification(tolerance, barriers, sampling_seed, largest_pass)
     certified = certification if method == "certified" else None
     if when is not None and (loss_fn is None or data is None):
         raise InputError("Segments need loss_fn and data to evaluate the full loss: pass both, or when=None.")
