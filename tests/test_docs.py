@@ -267,16 +267,20 @@ def test_thresholds_are_told_as_they_are():
 
 def test_the_pictures_can_be_made_again(tmp_path, monkeypatch):
     """Whether the tool still draws the committed ones; their numbers may differ in the last digits elsewhere."""
-    script = runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))
-    script["main"](tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))["main"](tmp_path / "pictures")
+    runpy.run_path(str(ROOT / "docs" / "make_methods.py"))["main"](tmp_path)
     committed = ROOT / "docs" / "pictures"
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in committed.iterdir()}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {path.name for path in committed.iterdir()}
     for path in committed.iterdir():
-        drawn, kept = (ElementTree.parse(folder / path.name).getroot() for folder in (tmp_path, committed))
+        drawn, kept = (ElementTree.parse(folder / path.name).getroot() for folder in (tmp_path / "pictures", committed))
         assert drawn.get("viewBox") == kept.get("viewBox"), path.name
         assert [element.text for element in drawn.iter() if element.tag.endswith("}text")] == [
             element.text for element in kept.iter() if element.tag.endswith("}text")
         ], path.name
+    assert (tmp_path / "methods.md").read_text("utf-8") == (ROOT / "docs" / "methods.md").read_text("utf-8"), (
+        "docs/methods.md does not match benchmarks/results: run python docs/make_methods.py"
+    )
 
 
 def test_every_picture_is_shown_with_words():

@@ -1,0 +1,219 @@
+"""Make the measured part of docs/methods.md and its picture: python docs/make_methods.py
+
+Every number is one of those that benchmarks/error_against_cost.py keeps in benchmarks/results. The text around them is
+written by hand; what lies between the two marks is replaced.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import make_pictures
+from matplotlib.axes import Axes
+
+from sgdwalk.drawing import COLOURS, Picture
+
+DOCS = Path(__file__).resolve().parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+BEGIN, END = "<!-- measured: made by docs/make_methods.py -->", "<!-- end of measured -->"
+NETS = {
+    "mlp": "MLP on MNIST",
+    "conv": "A small VGG-11 on CIFAR-10",
+}
+FAMILIES = {
+    "exact": ("exact", "ink", "s"),
+    "losses": ("polynomial through losses", "muted", "D"),
+    "outputs": ("polynomial through outputs", "blue", "o"),
+    "certified": ("certified", "green", "^"),
+    "sampled": ("sampled", "purple", "v"),
+    "mini-batch": ("mini-batch alone", "red", "P"),
+}
+"""First word of a method: how the legend calls it, its colour and its shape."""
+LEAST = 1e-5
+"""Errors are drawn no smaller: that of the exact method is rounding."""
+TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+Rows = dict[str, dict[str, Any]]
+
+
+class Measured(NamedTuple):
+    """One network's results, method by method."""
+
+    error: Rows
+    price: Rows
+    settings: Mapping[str, Any]
+    surroundings: Mapping[str, Any]
+
+
+def load() -> dict[str, Measured]:
+    """What is stored, by network; a network is left out where one of its two files is missing."""
+    found = {}
+    for net in NETS:
+        paths = [RESULTS / f"error_against_cost_{net}_{part}.json" for part in ("error", "price")]
+        if not all(path.exists() for path in paths):
+            continue
+        error, price = (json.loads(path.read_text("utf-8")) for path in paths)
+        rows = [{row["method"].partition(" (")[0]: row for row in each["summary"]} for each in (error, price)]
+        found[net] = Measured(*rows, error["settings"], price["surroundings"])
+    return found
+
+
+def methods(measured: Measured) -> Iterator[str]:
+    """Those with an error and a price, the dearest first."""
+    both = [name for name in measured.error if name in measured.price]
+    yield from sorted(both, key=lambda name: -measured.price[name]["training with it / bare"])
+
+
+def percent(value: Any) -> str:
+    return "" if value == "" else "0" if value == 0 else f"{100 * value:.2g} %"
+
+
+def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
+    """The measured part, as Markdown."""
+    yield BEGIN
+    yield ""
+    if measured:
+        alternative = html.escape(picture(measured).alternative)
+        yield f'<img src="pictures/methods.svg" width="620" alt="{alternative}">'
+        yield ""
+        yield "*Further left is cheaper, further down is closer. Both axes are logarithmic; exact has rounding errors.*"
+    for net, each in measured.items():
+        settings = each.settings
+        versions = each.surroundings["versions"]
+        yield ""
+        yield f"### {NETS[net]}"
+        yield ""
+        yield (
+            f"{settings['size']:,} examples, {each.error['exact']['steps']} updates of an epoch, "
+            f"{settings['samplings']} samplings. {each.surroundings['processor']}, {each.surroundings['threads']} "
+            f"thread, torch {versions['torch']}, commit {each.surroundings['commit'][:12]}; the raw numbers lie in "
+            f"[error](../benchmarks/results/error_against_cost_{net}_error.json) and "
+            f"[price](../benchmarks/results/error_against_cost_{net}_price.json)."
+        )
+        yield ""
+        yield "| method | training with it / bare | a step's error: median | 95th percentile | the epoch's mean |"
+        yield "|---|---:|---:|---:|---:|"
+        for name in methods(each):
+            error, price = each.error[name], each.price[name]["training with it / bare"]
+            cells = [
+                percent(error[f"error of {what}"])
+                for what in ("a step (median)", "a step (95th percentile)", "the mean")
+            ]
+            yield f"| {name} | {price:.3g} | {' | '.join(cells)} |"
+        sampled, gauge = each.error["sampled"], each.error["gauge"]
+        yield ""
+        yield (
+            f"The error of `sampled` is the root mean square over its samplings; its 95 % interval held the exact mean "
+            f"in {100 * sampled['coverage']:.0f} of 100. The gauge estimates another number, the mean slope at the end "
+            f"of an update: {percent(gauge['error of the mean'])} from the exact mean slope, which its interval "
+            f"{'held' if gauge['coverage'] else 'did not hold'}."
+        )
+    yield ""
+    yield from ideas()
+    yield ""
+    yield from huge_data()
+    yield ""
+    yield END
+
+
+def ideas() -> Iterator[str]:
+    """What the certified procedure would cost and miss without one of its ideas."""
+    stored = json.loads((RESULTS / "certified_ideas.json").read_text("utf-8"))
+    yield "### What each idea of the certified segment brings"
+    yield ""
+    yield (
+        f"By count, over the stored steps of real networks and {stored['settings']['samplings']} samplings of each; "
+        "exact takes 10 passes. The worst case is one of these or of four made to be hard (rare kinks, label noise, "
+        "levels that err against each other). [Raw numbers](../benchmarks/results/certified_ideas.json)."
+    )
+    yield ""
+    yield "| procedure | passes a step | steps that end exact | intervals that miss | in the worst case |"
+    yield "|---|---:|---:|---:|---:|"
+    for row in stored["summary"]:
+        passes, *shares = (value for name, value in row.items() if name != "procedure")
+        yield f"| {row['procedure']} | {passes:.2f} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |"
+
+
+def huge_data() -> Iterator[str]:
+    """Examples a step where the data grow."""
+    stored = json.loads((RESULTS / "huge_data.json").read_text("utf-8"))
+    yield "### Where the data grow"
+    yield ""
+    yield (
+        f"By count, over made data, {stored['settings']['steps']} steps, tolerance "
+        f"{stored['settings']['tolerance']:g}. Above {stored['settings']['largest_pass']:,} examples the ends are "
+        "sampled, too. [Raw numbers](../benchmarks/results/huge_data.json)."
+    )
+    yield ""
+    yield "| N | ends | examples a step | of exact | half-width / height, median | within tolerance |"
+    yield "|---:|---|---:|---:|---:|---:|"
+    for row in stored["summary"]:
+        numbers = f"{row['examples a step, mean']:,.0f} | {100 * row['share of exact']:.2g} %"
+        width = f"{100 * row['half-width / height, median']:.2g} %"
+        yield f"| {row['N']:,} | {row['ends']} | {numbers} | {width} | {row['within tolerance']} |"
+
+
+def render(page: str, measured: Mapping[str, Measured]) -> str:
+    """The page with its measured part replaced."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return before + "\n".join(lines(measured)) + after
+
+
+def draw(axes: Axes, measured: Measured, title: str) -> list[str]:
+    """Error of the epoch's mean against the price, a colour and a shape for each family; says the same in words."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    said = []
+    for name in methods(measured):
+        family = name.split(" ")[0].rstrip(",")
+        error, cost = measured.error[name]["error of the mean"], measured.price[name]["training with it / bare"]
+        points.setdefault(family, []).append((cost, 100 * max(error, LEAST)))
+        said.append(f"{name} {cost:.3g} times the bare training, {percent(error)} off")
+    for family, (label, colour, marker) in FAMILIES.items():
+        x, y = zip(*sorted(points[family]), strict=True)
+        style = {"markersize": 6, "linewidth": 1.1, "color": COLOURS[colour], "label": label}
+        axes.plot(x, y, f"{marker}-", **style)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("cost: watched / unwatched training", fontsize=11, color=COLOURS["muted"])
+    axes.set_title(title, fontsize=12, fontweight="bold", color=COLOURS["ink"], loc="left", pad=12)
+    axes.set_facecolor("none")
+    axes.grid(color=COLOURS["rule"], linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(COLOURS["rule"])
+    axes.tick_params(which="both", colors=COLOURS["muted"], labelsize=11, length=0)
+    axes.set_xticks(ticks := [t for t in TICKS if min(axes.get_xlim()) <= t <= max(axes.get_xlim())], map(str, ticks))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    axes.minorticks_off()
+    return said
+
+
+def picture(measured: Mapping[str, Measured]) -> Picture:
+    """A panel for each network, one legend."""
+    found = Picture(figsize=(7.6, 4.0), dpi=72, facecolor=COLOURS["paper"])
+    found.title = "Error of the mean height of an epoch against the cost of watching"
+    said = []
+    for index, (net, each) in enumerate(measured.items()):
+        axes = found.add_axes((0.09 + 0.49 * index, 0.28, 0.41, 0.6))
+        said.append(f"{NETS[net]}: {'; '.join(draw(axes, each, NETS[net]))}.")
+    handles, labels = found.axes[0].get_legend_handles_labels()
+    found.legend(handles, labels, loc="lower center", ncols=3, fontsize=11, frameon=False, labelcolor=COLOURS["muted"])
+    found.alternative = " ".join(said)
+    return found
+
+
+def main(folder: Path = DOCS) -> None:
+    """Write the page and the picture into a folder of documentation."""
+    measured = load()
+    (folder / "methods.md").write_text(render((DOCS / "methods.md").read_text("utf-8"), measured), "utf-8")
+    (folder / "pictures").mkdir(exist_ok=True)
+    if measured:
+        (folder / "pictures" / "methods.svg").write_text(make_pictures.standalone(picture(measured)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
