@@ -81,6 +81,8 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
         yield f'<img src="pictures/methods.svg" width="620" alt="{alternative}">'
         yield ""
         yield "*Further left is cheaper, further down is closer. Both axes are logarithmic; exact has rounding errors.*"
+    else:
+        yield "Error against price has not been measured yet; `benchmarks/error_against_cost.py` does it."
     for net, each in measured.items():
         settings = each.settings
         versions = each.surroundings["versions"]
