@@ -40,7 +40,7 @@ def few_barriers(role: str, epoch: int, source: str, *, first: int | None = None
         words or "no barriers are crossed for most parts of the training",
         source,
         f"Share {which} that cross a barrier: supported where its 95 % Clopper-Pearson interval lies below "
-        f"{RARE:.0%} (of 50 updates none may then cross one, of 450 up to 32), contradicted where it lies above.",
+        f"{RARE:.0%} (of 40 updates none may then cross one, of 450 up to 32), contradicted where it lies above.",
         judge,
     )
 

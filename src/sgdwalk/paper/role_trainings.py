@@ -76,7 +76,7 @@ def compared(architecture: Architecture, scale: Scale) -> Compared:
     """At how many updates and epochs walks are compared.
 
     >>> compared("vgg11", "small")
-    Compared(updates=200, epochs=4)
+    Compared(updates=160, epochs=4)
     """
     return Compared(EPOCHS[scale] * base(architecture, scale).steps_per_epoch, EPOCHS[scale])
 

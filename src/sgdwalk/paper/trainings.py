@@ -52,17 +52,17 @@ CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
     "small": {
         "mlp": "Real MNIST and the paper's network, learning rate and batch size, but the first 6,000 of the 45,000 "
         "training images, because a watched update costs ten passes over them. An epoch has 60 updates instead of 450.",
-        "vgg11": "Real CIFAR-10 and all layers of VGG-11, each with an eighth of its channels; the first 1,500 of the "
-        "45,000 training images in mini-batches of 30 instead of 100, so that an epoch has 50 updates instead of 450, "
-        "and 100 epochs as many as the paper's first 11; the first 1,000 validation images. Learning rate, "
+        "vgg11": "Real CIFAR-10 and all layers of VGG-11, each with an eighth of its channels; the first 1,200 of the "
+        "45,000 training images in mini-batches of 30 instead of 100, so that an epoch has 40 updates instead of 450, "
+        "and 100 epochs as many as the paper's first 9; the first 1,000 validation images. Learning rate, "
         "augmentation and the number of epochs are the paper's. "
         "Distances, norms and counts of barriers in an epoch of 450 updates cannot be compared with the paper's. For "
         "the distances of Figures 1 and 2 the whole network walks 40 updates besides, not watched: SGD through the "
         "first 4,000 images in mini-batches of 100, GD over the first 300.",
         "resnet56": "Real CIFAR-10, shrunk to 16×16 pixels, and a pre-activation ResNet of the same kind, but two "
-        "blocks a stage instead of nine (ResNet-14) and half the channels; the first 1,500 of the 45,000 training "
-        "images in mini-batches of 30 instead of 100, so that an epoch has 50 updates instead of 450, and 100 epochs "
-        "as many as the paper's first 11; the first 1,000 validation images. Learning rates, augmentation and the "
+        "blocks a stage instead of nine (ResNet-14) and half the channels; the first 1,200 of the 45,000 training "
+        "images in mini-batches of 30 instead of 100, so that an epoch has 40 updates instead of 450, and 100 epochs "
+        "as many as the paper's first 9; the first 1,000 validation images. Learning rates, augmentation and the "
         "number of epochs are the paper's. Distances, norms and counts of barriers in an epoch of 450 updates cannot "
         "be compared with the paper's.",
         "vgg11-tiny": "Twenty classes of Tiny-ImageNet, shrunk to 32×32 pixels, and all layers of VGG-11, each with an "
@@ -99,7 +99,7 @@ def base(architecture: Architecture, scale: Scale) -> Experiment:
     full = replace(full, dataset="cifar10", network="vgg11" if architecture == "vgg11" else "resnet", augment=True)
     if not small:
         return full
-    cut = replace(full, num_train=1_500, num_validation=1_000, batch_size=30)
+    cut = replace(full, num_train=1_200, num_validation=1_000, batch_size=30)
     if architecture == "vgg11":
         return replace(cut, width_divisor=8)
     return replace(cut, blocks=2, width_divisor=2, image_divisor=2)
