@@ -19,6 +19,7 @@ from sgdwalk.paper import agreement, certifying, data, registry
 from sgdwalk.paper.agreement import Pair
 from sgdwalk.paper.certifying import CERTIFIABLE, certified_training, figures
 from sgdwalk.paper.config import Experiment
+from sgdwalk.paper.cost import only_segment, passes
 from sgdwalk.paper.overview import read_results, write_overview
 from sgdwalk.paper.run import as_row, judge, missing_trainings, open_runs, reproduce
 from sgdwalk.paper.sweep import training_name
@@ -254,10 +255,10 @@ def test_tables_that_need_exact_losses_are_left_out_and_said(smoke, no_training)
 
 def test_certified_segments_are_estimated_to_cost_less_where_batches_are_many():
     exact = Experiment(dataset="mnist")
-    assert exact.passes(0) - 3 * 100 / 45_000 == pytest.approx(10)
-    assert replace(exact, method="certified").passes(0) - 3 * 100 / 45_000 == pytest.approx(1.2)
+    assert passes(exact, 0) - 3 * 100 / 45_000 == pytest.approx(10)
+    assert passes(replace(exact, method="certified"), 0) - 3 * 100 / 45_000 == pytest.approx(1.2)
     few = replace(exact, num_train=500)
-    assert replace(few, method="certified").passes(0) == few.passes(0)
+    assert passes(replace(few, method="certified"), 0) == passes(few, 0)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -405,12 +406,12 @@ def test_passes_of_exact_segments_are_the_forward_passes_that_are_made(algorithm
             counted[0] = 0
             optimizer.step()
             made.append(counted[0] / 40)
-    passes = agreement.exact_passes(walk.run)
-    assert list(passes.index) == list(range(0, 8, every))
+    counted_passes = agreement.exact_passes(walk.run)
+    assert list(counted_passes.index) == list(range(0, 8, every))
     # the first of all measures the loss noise too, by evaluations in float64
-    assert [made[step] for step in passes.index[1:]] == passes.tolist()[1:]
-    assert passes[0] == 4
-    assert sum(made) - made[0] == passes[1:].sum()
+    assert [made[step] for step in counted_passes.index[1:]] == counted_passes.tolist()[1:]
+    assert counted_passes[0] == 4
+    assert sum(made) - made[0] == counted_passes[1:].sum()
 
 
 def test_a_verdict_that_differs_and_heights_that_lie_outside_are_told(smoke):
@@ -558,5 +559,5 @@ def test_seconds_that_were_not_kept_are_said_to_be_unknown(estimated):
 
 def test_updates_at_which_more_than_the_segment_is_measured_are_not_timed():
     experiment = Experiment(epochs=2, watch_every=2, curvature_every=4, compare=("eval",), compare_first=3)
-    alone = [step for step in range(30) if experiment.only_segment(step)]
+    alone = [step for step in range(30) if only_segment(experiment, step)]
     assert alone == [step for step in range(0, 30, 2) if step % 4 and step not in (0, 2, 15, 16, 17)]

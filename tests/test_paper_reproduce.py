@@ -17,6 +17,7 @@ import sgdwalk
 from sgdwalk import cli
 from sgdwalk.paper import data, estimate, registry, sweep, trainings, walk_claims, walk_figures
 from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.cost import work
 from sgdwalk.paper.models import build
 from sgdwalk.paper.run import judge, missing_trainings, open_runs, reproduce
 from sgdwalk.paper.sweep import is_trained, train_all, training_name
@@ -109,9 +110,9 @@ def test_an_estimate_is_the_work_at_the_rate_that_was_timed(monkeypatch):
     monkeypatch.setattr(estimate, "_examples_per_second", lambda experiment, device: (1000.0, 10))
     short, long = TINY, replace(TINY, epochs=20)
     found = estimate.estimate([short, long])
-    assert [each.seconds for each in found] == [short.work / 1000, long.work / 1000]
+    assert [each.seconds for each in found] == [work(short) / 1000, work(long) / 1000]
     # SGD's 4 updates an epoch cost 3/4 of a pass over 120 examples each, their segments 2 passes
-    assert short.work == pytest.approx(120 * 8 * (3 / 4 + 2))
+    assert work(short) == pytest.approx(120 * 8 * (3 / 4 + 2))
     assert found[1].bytes > found[0].bytes > 0
 
 

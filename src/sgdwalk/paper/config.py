@@ -33,25 +33,13 @@ AUTHORS_GD_BATCHES = 9
 """The authors' code adds up the mean gradients of nine mini-batches of 5,000 of the 45,000 examples."""
 FINE_EVERY = 5
 """Of the segments that are compared, every fifth is measured at 100 intervals."""
-CERTIFIED_BATCHES = 90.0
-"""Evaluation batches that a certified segment takes beside one pass over its end, as seen on the paper's MLP; where its
-samples do not do, the exact evaluation comes on top."""
-COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}
-"""The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
+COMPARISONS = ("authors", "eval", "subset", "fine")
+"""The ways to measure a segment beside the clean one."""
 SAME_AS_BEFORE = (
     *("dataset", "num_train", "image_divisor"),
     *("network", "hidden", "blocks", "width_divisor", "dropout", "seed"),
 )
 """What a training shares with the one whose weights it goes on from."""
-CURVATURE_PASSES = 40
-"""What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
-PART_CURVATURE_PASSES = 66
-"""What the spectral norm over a part costs, in forward passes over that part: some eleven Hessian-vector products."""
-SPECTRAL_PASSES = {"train": 50, "eval": 35, "authors": 165, "whole": 55}
-"""What a spectral norm costs where few are measured, in forward passes over the examples that it takes: some seven
-Hessian-vector products, the authors' fifteen with graphs that are made anew for each."""
-DECOMPOSITION_PASSES = 4_000
-"""What H, C and R written out cost, in forward passes; as seen with 760 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +190,7 @@ class Experiment:
         check_count("blocks", self.blocks, 1)
         check_count("width_divisor", self.width_divisor, 1, 16)
         for comparison in self.compare:
-            check_choice("compare: a comparison", comparison, COMPARISON_PASSES)
+            check_choice("compare: a comparison", comparison, COMPARISONS)
         self._check_images()
         self._check_noise_and_start()
         self._check_schedule()
@@ -381,44 +369,6 @@ class Experiment:
             return ()
         position = step if self.algorithm == "gd" else step % self.steps_per_epoch
         return tuple(each for each in self.compare if each != "fine" or position % FINE_EVERY == 0)
-
-    def passes(self, step: int) -> float:
-        """What an update costs, in forward passes over the training examples: backward counts twice forward."""
-        share = 1.0 if self.algorithm == "gd" else self.batch_size / self.num_examples
-        return 3 * share + (self._segment_passes if self.watched(step) else 0) + self._other_passes(step)
-
-    def only_segment(self, step: int) -> bool:
-        """Whether the segment, and nothing else beside it, is measured at this update."""
-        return self.watched(step) and not self._other_passes(step)
-
-    @property
-    def _segment_passes(self) -> float:
-        if self.method == "exact":
-            return self.num_points
-        return min(self.num_points, 1 + CERTIFIED_BATCHES * self.batch_size / self.num_examples)
-
-    def _other_passes(self, step: int) -> float:
-        """What is measured at an update beside its segment."""
-        when = self.curvature_when()
-        curvature = CURVATURE_PASSES if when is not None and when(step) else 0
-        part_when = self.part_curvature_when()
-        if self.curvature_examples is not None and part_when is not None and part_when(step):
-            curvature += PART_CURVATURE_PASSES * self.curvature_examples / self.num_examples
-        curvature += self._spectral_passes(step) + (DECOMPOSITION_PASSES if self.decomposed(step) else 0)
-        return curvature + sum(COMPARISON_PASSES[each] for each in self.compared(step))
-
-    def _spectral_passes(self, step: int) -> float:
-        if not self.spectral(step):
-            return 0.0
-        ways = ("train", "eval", "authors") if self.spectral_compared(step) else ("train", "eval")
-        part = (self.spectral_examples or self.num_examples) / self.num_examples
-        whole = SPECTRAL_PASSES["whole"] if self.spectral_compared(step) else 0.0
-        return part * sum(SPECTRAL_PASSES[way] for way in ways) + whole
-
-    @property
-    def work(self) -> float:
-        """What the whole training costs, in forward passes of one example."""
-        return self.num_examples * math.fsum(self.passes(step) for step in range(self.num_updates))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON's types."""

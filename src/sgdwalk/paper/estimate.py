@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sgdwalk.paper.config import COLOUR, Experiment
+from sgdwalk.paper.cost import work
 from sgdwalk.paper.data import NUM_CLASSES
 from sgdwalk.paper.models import build
 
@@ -42,8 +43,8 @@ class Estimate:
 def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads: int = 1) -> list[Estimate]:
     """Time a few forward passes of each network, and scale to the whole work.
 
-    Backward counts twice forward (``Experiment.passes``). Starting the process, loading data and writing pages is left
-    out.
+    Backward counts twice forward (:mod:`sgdwalk.paper.cost`). Starting the process, loading data and writing pages is
+    left out.
 
     Args:
         experiments: the trainings.
@@ -64,7 +65,7 @@ def estimate(experiments: Sequence[Experiment], device: str = "cpu", num_threads
         )
         written = BYTES_PER_UPDATE * experiment.num_updates + BYTES_PER_POINT * points
         kept = 4 * num_parameters * (1 + CHECKPOINTS_KEPT * VECTORS_IN_A_CHECKPOINT)
-        found.append(Estimate(experiment, experiment.work / rate, written + kept))
+        found.append(Estimate(experiment, work(experiment) / rate, written + kept))
     return found
 
 

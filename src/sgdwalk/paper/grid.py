@@ -15,6 +15,7 @@ import pandas as pd
 
 import sgdwalk
 from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.cost import work
 from sgdwalk.paper.sweep import Executor, TrainingsFailed, Update, is_trained, train_all, training_name
 from sgdwalk.paper.sweep_results import draw, results_table, write_table
 
@@ -182,7 +183,7 @@ def missing_of(grid: Grid, folder: Path) -> tuple[list[Experiment], dict[str, st
                 missing.append(experiment)
         except sgdwalk.SgdwalkError as error:
             failures[training_name(experiment)] = str(error)
-    return sorted(missing, key=lambda experiment: -experiment.work), failures
+    return sorted(missing, key=lambda experiment: -work(experiment)), failures
 
 
 def _values(name: str, values: Any) -> tuple[Any, ...]:

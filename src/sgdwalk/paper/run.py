@@ -19,6 +19,7 @@ from sgdwalk.paper import agreement
 from sgdwalk.paper.agreement import Agreement, Pair
 from sgdwalk.paper.certifying import TOLERANCE, figures, left_out
 from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.cost import work
 from sgdwalk.paper.figure import DEVIATIONS, Figure, Method, Panel, Runs
 from sgdwalk.paper.judging import Claim, Judgement
 from sgdwalk.paper.registry import FigureId
@@ -179,10 +180,10 @@ def missing_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experim
     needed = dict.fromkeys(experiment for each in known for experiment in each.experiments)
     missing = [experiment for experiment in needed if not is_trained(trainings, experiment)]
 
-    def work(experiment: Experiment) -> float:
-        return experiment.work + max((work(each) for each in missing if each.after == experiment), default=0.0)
+    def waiting(experiment: Experiment) -> float:
+        return work(experiment) + max((waiting(each) for each in missing if each.after == experiment), default=0.0)
 
-    return sorted(missing, key=lambda experiment: -work(experiment))
+    return sorted(missing, key=lambda experiment: -waiting(experiment))
 
 
 def open_runs(wanted: Figure, trainings: Path) -> Runs:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sgdwalk
-from sgdwalk.paper import noising, record
+from sgdwalk.paper import cost, noising, record
 from sgdwalk.paper.compare import Compare
 from sgdwalk.paper.config import AUTHORS_GD_BATCHES, Execution, Experiment
 from sgdwalk.paper.data import NUM_CLASSES, Split, remark
@@ -128,7 +128,7 @@ def train(
                 loss.backward()
                 batch_loss = loss.item()
             walk.note(batch_loss=batch_loss)
-            with stopwatch.running(experiment.only_segment(step)):
+            with stopwatch.running(cost.only_segment(experiment, step)):
                 optimizer.step()
             if isinstance(scheduler, HoldHeight):
                 scheduler.step(height=walk.run.steps["height"].iloc[-1] if experiment.watched(step) else math.nan)
@@ -317,10 +317,11 @@ class WorkDone:
 
     def __init__(self, experiment: Experiment, start: int):
         self._experiment = experiment
-        self._done = sum(experiment.passes(step) for step in range(start))
-        self._total = self._done + sum(experiment.passes(step) for step in range(start, experiment.num_updates))
+        self._done = sum(cost.passes(experiment, step) for step in range(start))
+        left = sum(cost.passes(experiment, step) for step in range(start, experiment.num_updates))
+        self._total = self._done + left
 
     def after(self, step: int) -> float:
         """The fraction once this update is done; updates come in order."""
-        self._done += self._experiment.passes(step)
+        self._done += cost.passes(self._experiment, step)
         return self._done / self._total
