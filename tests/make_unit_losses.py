@@ -21,7 +21,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import common
-from sgdwalk.certified import CertifiedSegments
+from sgdwalk.certified import CertifiedSegments, Query
 from sgdwalk.data import evaluation_data
 from sgdwalk.objective import FullLoss
 from sgdwalk.paper.models import MLP, VGG11, ResNet
@@ -113,7 +113,7 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
             continue
         with loss.evaluating():
             if step < last:
-                found = segments.measure(vector.views(start), loss.site.here, known, step=step, loss_noise=2e-8)
+                found = segments.measure(Query(vector.views(start), loss.site.here, step, 2e-8, known))
                 assert math.isfinite(found.points[5].loss), (name, when, step)
                 known = found.end
                 continue

@@ -197,6 +197,28 @@ def plain_loop(
     return train
 
 
+# --- losses that a loop may take of a batch ---------------------------------------------------------------------------
+
+
+def plain_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(model(inputs), targets)
+
+
+def loss_with_autocast(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(inputs)
+    return functional.cross_entropy(output.float(), targets)
+
+
+def loss_of_second_pass(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    model(inputs)
+    return plain_loss(model, inputs, targets)
+
+
+def loss_of_other_inputs(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return plain_loss(model, inputs * 1.0, targets)
+
+
 # --- twins -----------------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ LAYERS = [
     {"operators"},
     {"shared_layer", "probes", "measures", "overheard", "outputs"},
     {"segment", "units", "awaiting"},
+    {"passage"},
     {"certified"},
     {"sampled_ends"},
     {"examples", "standing"},

@@ -5,6 +5,7 @@ The same loop over a plain list of the same batches is the other side of most te
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -19,7 +20,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, measuring, overheard
+from sgdwalk import certified, measuring, overheard, passage
 
 N, B = 605, 20
 UPDATES = 9
@@ -33,11 +34,7 @@ def net(kind="plain", dtype=torch.float32, dropout=0.0):
     return model
 
 
-def plain(model, inputs, targets):
-    return functional.cross_entropy(model(inputs), targets)
-
-
-def accumulate(model, batches, loss=plain):
+def accumulate(model, batches, loss=nets.plain_loss):
     for inputs, targets in batches:
         (loss(model, inputs, targets) * (len(targets) / N)).backward()
 
@@ -48,7 +45,7 @@ def descend(
     heard=True,
     steps=UPDATES,
     lr=5.0,
-    loss=plain,
+    loss=nets.plain_loss,
     loss_fn=functional.cross_entropy,
     data=None,
     before_pass=lambda step, walk: None,
@@ -379,32 +376,17 @@ def test_a_walk_put_back_while_a_segment_waits_goes_on_from_there():
 # --- where an end must be evaluated -----------------------------------------------------------------------------------
 
 
-def with_autocast(model, inputs, targets):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(inputs)
-    return functional.cross_entropy(output.float(), targets)
-
-
-def twice(model, inputs, targets):
-    model(inputs)
-    return plain(model, inputs, targets)
-
-
-def other_inputs(model, inputs, targets):
-    return plain(model, inputs * 1.0, targets)
-
-
 @pytest.mark.parametrize(
     ("make", "loss", "options"),
     [
-        (lambda: net(dropout=0.3), plain, {}),
-        (net, with_autocast, {}),
-        (net, twice, {}),
-        (net, other_inputs, {}),
-        (lambda: net("batchnorm").eval(), plain, {}),
-        (lambda: net("batchnorm"), plain, {"batchnorm": "eval"}),
-        (net, plain, {"evaluate_on": "model"}),
-        (net, plain, {"forward": lambda model, batch: (model(batch[0]), batch[1])}),
+        (lambda: net(dropout=0.3), nets.plain_loss, {}),
+        (net, nets.loss_with_autocast, {}),
+        (net, nets.loss_of_second_pass, {}),
+        (net, nets.loss_of_other_inputs, {}),
+        (lambda: net("batchnorm").eval(), nets.plain_loss, {}),
+        (lambda: net("batchnorm"), nets.plain_loss, {"batchnorm": "eval"}),
+        (net, nets.plain_loss, {"evaluate_on": "model"}),
+        (net, nets.plain_loss, {"forward": lambda model, batch: (model(batch[0]), batch[1])}),
     ],
     ids=["dropout", "autocast", "twice", "other_inputs", "eval_mode", "running_statistics", "in_place", "forward"],
 )
@@ -420,7 +402,8 @@ def test_what_might_be_another_number_is_evaluated(make, loss, options):
 
 
 def test_large_outputs_are_not_kept(monkeypatch):
-    monkeypatch.setattr(certified, "KEPT_BYTES", 2 * N * 3 * 4 - 1)
+    for module in (passage, certified):
+        monkeypatch.setattr(module, "KEPT_BYTES", 2 * N * 3 * 4 - 1)
     found, other = descend(net()), descend(net(), heard=False)
     assert heard_ends(found, other) == []
     assert_same_numbers(found, other)
@@ -437,7 +420,7 @@ def test_a_pass_broken_off_is_not_taken_and_the_next_one_is():
                 for index, (inputs, targets) in enumerate(walk.batches() if heard else batches):
                     if step == 4 and index == 20:
                         break
-                    (plain(model, inputs, targets) * (len(targets) / N)).backward()
+                    (nets.plain_loss(model, inputs, targets) * (len(targets) / N)).backward()
                 optimizer.step()
             assert not model._forward_hooks
         return walk.run
@@ -592,10 +575,10 @@ def test_passes_inside_a_closure_are_not_waited_for():
 def test_a_segment_that_fails_when_its_end_comes_is_told_and_ends_no_training(monkeypatch):
     measure = certified.CertifiedSegments.measure
 
-    def failing(self, *arguments, step, **options):
-        if step == 3:
+    def failing(self, query):
+        if query.step == 3:
             raise ValueError("broken")
-        return measure(self, *arguments, step=step, **options)
+        return measure(self, query)
 
     monkeypatch.setattr(certified.CertifiedSegments, "measure", failing)
     found = descend(net(), on_error="disable")
@@ -627,10 +610,11 @@ def test_an_interruption_while_the_last_end_is_evaluated_keeps_the_row(monkeypat
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_a_measure_that_is_interrupted_leaves_no_segment_waiting():
+@pytest.mark.parametrize(("error", "reason"), [(KeyboardInterrupt, "interrupted"), (ValueError, "")])
+def test_a_measure_that_raises_leaves_no_segment_waiting(error, reason):
     def measure(here):
         if here.step == 4:
-            raise KeyboardInterrupt
+            raise error("not this time")
         return 1.0
 
     model = net()
@@ -640,33 +624,9 @@ def test_a_measure_that_is_interrupted_leaves_no_segment_waiting():
         for step in range(UPDATES):
             optimizer.zero_grad()
             accumulate(model, walk.batches())
-            try:
+            with pytest.raises(error, match="not this time") if step == 4 else contextlib.nullcontext():
                 optimizer.step()
-            except KeyboardInterrupt:
-                assert step == 4
     steps = walk.run.steps
     assert steps.index.tolist() == list(range(UPDATES))
-    assert [step for step in range(UPDATES) if math.isnan(steps["loss"][step])] == [4]
-    assert "interrupted" in steps["segment_reason"][4]
-
-
-def test_a_failing_measure_that_raises_leaves_no_segment_waiting():
-    def measure(here):
-        if here.step == 4:
-            raise ValueError("not this time")
-        return 1.0
-
-    model = net()
-    optimizer = SGD(model.parameters(), lr=2.0)
-    arguments = {"measures": {"one": measure}, **CERTIFIED}
-    with sgdwalk.watch(model, optimizer, functional.cross_entropy, nets.classification(N), **arguments) as walk:
-        for step in range(UPDATES):
-            optimizer.zero_grad()
-            accumulate(model, walk.batches())
-            if step == 4:
-                with pytest.raises(ValueError, match="not this time"):
-                    optimizer.step()
-            else:
-                optimizer.step()
-    assert walk.run.steps.index.tolist() == list(range(UPDATES))
-    assert walk.run.steps["loss"].isna().tolist() == [step == 4 for step in range(UPDATES)]
+    assert steps["loss"].isna().tolist() == [step == 4 for step in range(UPDATES)]
+    assert reason in steps["segment_reason"][4]

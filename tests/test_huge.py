@@ -247,7 +247,7 @@ def test_a_second_look_holds_whatever_the_first_asked_for(name):
 
 
 def expected_width(spread, sizes, num_units):
-    """What a look of these sizes can be expected to have of the tolerated half-width, by the formula, level by level."""
+    """What a look of these sizes can be expected to have of the tolerated half-width, level by level."""
     parts = [one**2 / n for one, n in zip(spread, sizes, strict=True)]
     degrees = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, sizes, strict=True))
     variance = sum(part * (1 - n / num_units) for part, n in zip(parts, sizes, strict=True))

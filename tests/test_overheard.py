@@ -32,11 +32,7 @@ def evaluated(monkeypatch):
     return counted
 
 
-def plain(model, inputs, targets):
-    return functional.cross_entropy(model(inputs), targets)
-
-
-def descend(model, *, loss=plain, steps=4, when=None, before_step=lambda: None, **options):
+def descend(model, *, loss=nets.plain_loss, steps=4, when=None, before_step=lambda: None, **options):
     """Gradient descent, every second update watched: the start of those is not known from the step before."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     with sgdwalk.watch(
@@ -87,34 +83,19 @@ def test_training_is_bitwise_the_same_and_no_hook_stays():
     nets.assert_identical(*trained)
 
 
-def with_autocast(model, inputs, targets):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(inputs)
-    return functional.cross_entropy(output.float(), targets)
-
-
-def twice(model, inputs, targets):
-    model(inputs)
-    return plain(model, inputs, targets)
-
-
-def other_inputs(model, inputs, targets):
-    return plain(model, inputs * 1.0, targets)
-
-
 def written_to(model, inputs, targets):
-    return plain(model, inputs.mul_(2), targets)
+    return nets.plain_loss(model, inputs.mul_(2), targets)
 
 
 @pytest.mark.parametrize(
     ("model", "loss"),
     [
-        (net(dropout=0.3), plain),
-        (net(), with_autocast),
-        (net(), twice),
-        (net(), other_inputs),
+        (net(dropout=0.3), nets.plain_loss),
+        (net(), nets.loss_with_autocast),
+        (net(), nets.loss_of_second_pass),
+        (net(), nets.loss_of_other_inputs),
         (net(), written_to),
-        (net().train(False), plain),
+        (net().train(False), nets.plain_loss),
     ],
     ids=["dropout", "autocast", "twice", "other_inputs", "written_to", "eval_mode"],
 )
@@ -144,7 +125,7 @@ def test_a_pass_at_another_point_is_not_taken_for_the_start(evaluated):
             with torch.no_grad():
                 model[0].weight.mul_(3)
             for inputs, targets in walk.batches():
-                (plain(model, inputs, targets) * (len(targets) / N)).backward()
+                (nets.plain_loss(model, inputs, targets) * (len(targets) / N)).backward()
             model.load_state_dict(saved)
             optimizer.step()
         batches = [(x.clone(), y.clone()) for x, y in walk.batches()]
@@ -167,7 +148,7 @@ def test_breaking_off_keeps_nothing():
         for _ in range(2):
             optimizer.zero_grad()
             for inputs, targets in walk.batches():
-                plain(model, inputs, targets).backward()
+                nets.plain_loss(model, inputs, targets).backward()
                 break
             optimizer.step()
         assert not model._forward_hooks

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, columns, outputs, run, units
+from sgdwalk import certified, columns, outputs, passage, run, units
 
 CERTIFIED = {"method": "certified", "on_error": "raise"}
 UPDATES = 12
@@ -283,7 +283,7 @@ def test_a_few_batches_are_no_sample():
 
 def test_outputs_too_large_to_keep_are_computed_again(monkeypatch):
     kept = walked(net("relu"), **CERTIFIED)
-    monkeypatch.setattr(certified, "KEPT_BYTES", 0)
+    monkeypatch.setattr(passage, "KEPT_BYTES", 0)
     again = walked(net("relu"), **CERTIFIED)
     pd.testing.assert_frame_equal(again.segments, kept.segments, check_exact=True)
     estimated = kept.steps["looks"] < 3
@@ -295,7 +295,7 @@ def test_where_memory_lacks_the_segment_is_exact(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(certified.Passage, "ends", fail)
+    monkeypatch.setattr(passage.Passage, "ends", fail)
     found = walked(net(), **CERTIFIED)
     assert (found.steps["looks_reason"] == "the outputs do not fit into memory").all()
     assert_holds(found, walked(net()))

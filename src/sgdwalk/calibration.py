@@ -19,11 +19,12 @@ import torch
 from torch.optim import Optimizer
 
 from sgdwalk.budget import PLANNED_SHARE, Costs, Plan, choose
-from sgdwalk.certified import KEPT_BYTES, Certification
+from sgdwalk.certified import Certification
 from sgdwalk.hooks import Listener
 from sgdwalk.measures import Here, Measured
 from sgdwalk.measuring import Measuring
 from sgdwalk.outputs import floats
+from sgdwalk.passage import KEPT_BYTES
 from sgdwalk.sampled import SampledSegments, unit_losses
 from sgdwalk.text import count, number
 from sgdwalk.units import source_of, units_of

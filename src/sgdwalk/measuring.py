@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sgdwalk.awaiting import AwaitedEnd
-from sgdwalk.certified import Certification, CertifiedSegments
+from sgdwalk.certified import Certification, CertifiedSegments, Query, Segments
 from sgdwalk.data import EvaluationData
 from sgdwalk.measures import Here, Measured, columns
 from sgdwalk.objective import Forward, FullLoss, LossFunction, LossSums
@@ -92,7 +92,7 @@ class Measuring:
 
     def _take_full_loss(self) -> None:
         self.full_loss = self._build()
-        self._certified = None
+        self._certified: Segments | None = None
         if self._certification is not None:
             self.certify(self._certification)
 
@@ -283,10 +283,7 @@ class Measuring:
             result.segment = as_points(losses)
         else:
             why = "the noise of the loss was measured" if due else ""
-            hearing = {} if heard is None else {"heard": heard}
-            found = self._certified.measure(
-                start, end, known, step=step, loss_noise=self._loss_noise, exactly=why, **hearing
-            )
+            found = self._certified.measure(Query(start, end, step, self._loss_noise, known, heard, why))
             losses, first, last = found.losses, found.start, found.end
             result.segment = found.points
             result.measures.update(found.columns)

@@ -16,28 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdwalk.certified import (
-    GROUP_BATCHES_BYTES,
-    KEPT_BYTES,
-    REMEMBERED,
-    Certification,
-    Certified,
-    CertifiedSegments,
-    Floats,
-    Passage,
-    generator,
-)
+from sgdwalk.certified import REMEMBERED, Certification, Certified, CertifiedSegments, Query, Segments, generator
 from sgdwalk.multilevel import nodes
-from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums, is_out_of_memory
+from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums
 from sgdwalk.outputs import alike, floats, joined, squared_moves
 from sgdwalk.params import lerp_into
+from sgdwalk.passage import GROUP_BATCHES_BYTES, KEPT_BYTES, Floats, Passage
 from sgdwalk.records import NAN, SegmentPoint
 from sgdwalk.segment import grid
 from sgdwalk.three_levels import FEWEST, Outcome, Spread, certify, plan
-from sgdwalk.units import Units, source_of, units_of, whole_batches
+from sgdwalk.units import LossAsOutput, Units, units_of, whole_batches
 
 
-def segments_of(full_loss: FullLoss, num_points: int, certification: Certification) -> CertifiedSegments | SampledEnds:
+def segments_of(full_loss: FullLoss, num_points: int, certification: Certification) -> Segments:
     """How the segments of a certified walk are measured: with the ends over all data, or sampled too.
 
     ``barriers="exact"`` asks for losses over all data, so that the ends are evaluated over them too.
@@ -49,8 +40,8 @@ def segments_of(full_loss: FullLoss, num_points: int, certification: Certificati
     return SampledEnds(full_loss, num_points, tolerance, seed, largest_pass, over_all)
 
 
-class SampledEnds:
-    """Segments of one walk, each from a sample of its own; remembers the spreads seen.
+class SampledEnds(Segments):
+    """Segments each of which is known from a sample of its own, ends included; remembers the spreads seen.
 
     Args:
         full_loss: L.
@@ -70,76 +61,32 @@ class SampledEnds:
         largest_pass: int,
         over_all: CertifiedSegments,
     ):
-        self._full_loss = full_loss
+        super().__init__(full_loss)
         self._num_points, self._tolerance, self._seed = num_points, tolerance, seed
         self._largest_pass = largest_pass
         self._over_all = over_all
         self._spreads: deque[Spread] = deque(maxlen=REMEMBERED)
         self._counts: list[float] | None = None
         self.passage: SampledPassage | None = None
-        self._gave_up = False
 
     def forget(self) -> None:
-        """The next segment starts elsewhere."""
         self._over_all.forget()
 
-    def measure(
-        self,
-        start: Sequence[Tensor],
-        end: Sequence[Tensor],
-        known_start: LossSums | None,
-        *,
-        step: int,
-        loss_noise: float,
-        exactly: str = "",
-    ) -> Certified:
-        """L along the segment. To be called inside ``full_loss.evaluating()``.
+    def _give_up(self, why: str) -> None:
+        super()._give_up(why)
+        self.passage = None
+        self._remarks.append(("ends_over_all_data", f"The ends of segments are evaluated over all data, since {why}."))
 
-        Args:
-            start, end: the walked parameters at both ends.
-            known_start: L at the start where it is known.
-            step: of which the draw is a function, with the seed.
-            loss_noise: nats per example, NaN where it is not known.
-            exactly: not empty where the losses of a few evaluation batches are wanted at every point, for their noise.
-        """
-        remarks: list[tuple[str, str]] = []
-        if not self._gave_up:
-            try:
-                found = self._measure(start, end, known_start, step, loss_noise, exactly, remarks)
-                found.remarks[:0] = remarks
-                return found
-            except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._give_up("the outputs of a sample do not fit into memory", remarks)
-        found = self._over_all.measure(start, end, known_start, step=step, loss_noise=loss_noise, exactly=exactly)
-        found.remarks[:0] = remarks
-        return found
+    def _without_samples(self, query: Query) -> Certified:
+        return self._over_all.measure(query)
 
-    def _give_up(self, why: str, remarks: list[tuple[str, str]]) -> None:
-        self._gave_up, self.passage = True, None
-        remarks.append(("ends_over_all_data", f"The ends of segments are evaluated over all data, since {why}."))
-
-    def _measure(
-        self,
-        start: Sequence[Tensor],
-        end: Sequence[Tensor],
-        known_start: LossSums | None,
-        step: int,
-        loss_noise: float,
-        exactly: str,
-        remarks: list[tuple[str, str]],
-    ) -> Certified:
-        def over_all(why: str) -> Certified:
-            return self._over_all.measure(start, end, known_start, step=step, loss_noise=loss_noise, exactly=why)
-
+    def _from_samples(self, query: Query) -> Certified:
         if self.passage is None:
-            lerp_into(self._full_loss.site.targets, start, end, 0.0)
-            self._begin(remarks)
+            self.passage = self._passage(self._source(query))
             if self.passage is None:
-                return over_all(exactly)
+                return self._over_all.measure(query)
         here = self.passage
-        here.begin(start, end)
+        here.begin(query.start, query.end)
         try:
             outcome = certify(
                 here,
@@ -148,32 +95,29 @@ class SampledEnds:
                 most=here.most,
                 num_points=self._num_points,
                 tolerance=self._tolerance,
-                loss_noise=loss_noise,
+                loss_noise=query.loss_noise,
                 rounding=here.rounding,
-                random=generator(self._seed, step),
+                random=generator(self._seed, query.step),
             )
         finally:
             here.end()
         if not here.counts_hold:
-            return over_all("what loss_fn divides by changes along the step")
+            return self._over_all.measure(query._replace(exactly="what loss_fn divides by changes along the step"))
         if outcome.finite:
             self._spreads.append(outcome.spread)
         elif np.isfinite(outcome.losses[[0, -1]]).all():
-            return over_all("a loss is not finite")
+            return self._over_all.measure(query._replace(exactly="a loss is not finite"))
         self._over_all.forget()
-        certified = self._estimated(outcome, known_start, here.examples)
-        if exactly:
-            certified.losses = self._first_batches(start, end)
+        certified = self._estimated(outcome, query.known_start, here.examples)
+        if query.exactly:
+            certified.losses = self._first_batches(query)
             certified.examples_evaluated += len(certified.losses) * sum(
                 self._full_loss.data.sizes[: len(certified.losses[0].sums)]
             )
         return certified
 
-    def _begin(self, remarks: list[tuple[str, str]]) -> None:
-        """Cut the data into units, whose size does not depend on how many data there are."""
-        source, why = source_of(self._full_loss)
-        if why:
-            remarks.append(("loss_interpolated", f"Along segments the loss itself is interpolated, since {why}."))
+    def _passage(self, source: FullLoss | LossAsOutput) -> SampledPassage | None:
+        """The data cut into units, whose size does not depend on how many data there are; None where that is no use."""
         output, target = self._full_loss.outputs(0)
         if isinstance(self._full_loss.loss_fn(output, target), Tensor):
             counts, total = None, float(self._full_loss.data.num_examples)
@@ -189,11 +133,10 @@ class SampledEnds:
         if most < FEWEST[0]:
             self._give_up(
                 f"there would be {most} units of {size:g} examples in a sample of largest_pass={self._largest_pass:,} "
-                f"examples, and {FEWEST[0]} are needed",
-                remarks,
+                f"examples, and {FEWEST[0]} are needed"
             )
-            return
-        self.passage = SampledPassage(source, units, self._num_points, most, total, counts)
+            return None
+        return SampledPassage(source, units, self._num_points, most, total, counts)
 
     def _estimated(self, outcome: Outcome, known_start: LossSums | None, examples: int) -> Certified:
         # A half-width that is not known stands beside a loss that is not finite, which needs none.
@@ -224,13 +167,13 @@ class SampledEnds:
             bounds=bounds,
         )
 
-    def _first_batches(self, start: Sequence[Tensor], end: Sequence[Tensor]) -> list[LossSums]:
+    def _first_batches(self, query: Query) -> list[LossSums]:
         """L over the first evaluation batches at every point; no more examples than a pass may have."""
         sizes = np.cumsum(self._full_loss.data.sizes[:NOISE_BATCHES]) * (self._num_points + 1)
         batches = max(1, int((sizes <= self._largest_pass).sum()))
         losses = []
         for alpha in grid(self._num_points):
-            lerp_into(self._full_loss.site.targets, start, end, alpha)
+            lerp_into(self._full_loss.site.targets, query.start, query.end, alpha)
             losses.append(self._full_loss.sums(batches))
         return losses
 

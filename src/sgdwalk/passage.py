@@ -1,0 +1,222 @@
+"""The evaluations along one segment: its ends over all data, and units of a sample at points between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sgdwalk.multilevel import nodes
+from sgdwalk.objective import FullLoss, LossSums, as_sums
+from sgdwalk.outputs import OutputLoss, alike, floats, joined, lagrange, squared_moves, with_floats
+from sgdwalk.overheard import Heard
+from sgdwalk.params import lerp_into
+from sgdwalk.segment import grid
+from sgdwalk.units import LossAsOutput, Units
+
+KEPT_BYTES = 1 << 28
+"""Outputs at both ends of a segment are kept up to this size together; larger ones are computed again where needed."""
+GROUP_BATCHES_BYTES = 1 << 20
+"""Outputs of the evaluation batches whose chord is evaluated together."""
+
+Floats = list[Tensor]
+
+
+class Passage:
+    """The evaluations along one segment after the other: each between ``begin()`` and ``end()``.
+
+    Args:
+        source: of the outputs.
+        units: that may be drawn.
+        num_points: intervals of the grid.
+    """
+
+    def __init__(self, source: FullLoss | LossAsOutput, units: Units, num_points: int):
+        self.source, self.units = source, units
+        self.kept: list[Floats] | None = None
+        """Outputs at the end, batch by batch, where they are kept."""
+        self.examples = 0
+        """Examples evaluated along this segment, times the points at which they were."""
+        self.rounding = float(torch.finfo(source.site.vector.dtype).eps)
+        self._num_points = num_points
+        self._loss = OutputLoss(source)  # pyright: ignore[reportArgumentType]
+        self._interior = torch.arange(1, num_points)
+        self._chord_weights = lagrange([0, num_points], num_points)
+        self._middle_weights = lagrange(nodes(num_points), num_points)
+        self._starts: list[Floats] | None = None
+        self._first_unit = np.searchsorted(units.batch, np.arange(len(source.data) + 1))
+        output, target = source.outputs(0)
+        self._loss.check(output, target, source.data.sizes[0])
+        size = sum(tensor.numel() * tensor.element_size() for tensor in floats(output)) / source.data.sizes[0]
+        self._output_bytes = size
+        self._keeps = 2 * size * source.data.num_examples <= KEPT_BYTES
+        self._count = math.nan
+        self._start: Sequence[Tensor] = ()
+        self._end: Sequence[Tensor] = ()
+        self._middles: dict[int, NDArray[np.float64]] = {}
+        self._group = max(1, int(GROUP_BATCHES_BYTES // max(1.0, size * max(source.data.sizes))))
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the model's outputs at both ends are kept: they are neither too large nor something else."""
+        return self._keeps and not isinstance(self.source, LossAsOutput)
+
+    def begin(self, start: Sequence[Tensor], end: Sequence[Tensor]) -> None:
+        self._start, self._end = start, end
+        self.examples = 0
+        self.kept = None
+        self._middles = {}
+
+    def end(self) -> None:
+        """Let go of everything but what :attr:`kept` holds for others."""
+        self._start, self._end = (), ()
+        self._starts, self._middles, self.kept = None, {}, None
+
+    def _at(self, alpha: float) -> None:
+        lerp_into(self.source.site.targets, self._start, self._end, alpha)
+
+    # --- all data ----------------------------------------------------------------------------------------------------
+
+    def ends(
+        self, known: list[Floats] | None, known_start: LossSums | None, heard: Heard | None = None
+    ) -> tuple[LossSums, NDArray[np.float64], NDArray[np.float64], LossSums]:
+        """L at the start, sums along the chord, a sign for every unit, and L at the end.
+
+        The sign is the length of the way that a unit's outputs go: where it is long the chord may be far off.
+        """
+        data = self.source.data
+        first: list[Any] = []
+        if self._keeps and known is None:
+            self._at(0.0)
+            known = []
+            for index in range(len(data)):
+                output, target = self._outputs(index)
+                known.append(floats(output))
+                first.append(self.source.sum_and_count(output, target, data.sizes[index]))
+        self._starts = known
+        self.kept = [] if self._keeps else None
+        last: list[Any] = []
+        chord = np.zeros(self._num_points + 1)
+        signs = np.zeros(len(self.units))
+        self._at(1.0)
+        for group in self._groups():
+            if heard is None:
+                outputs = [self._outputs(index) for index in group]
+                last += [self.source.sum_and_count(*outputs[i], data.sizes[index]) for i, index in enumerate(group)]
+            else:
+                outputs = [(heard.outputs[index], heard.targets[index]) for index in group]
+            if known is None:
+                self._at(0.0)
+                before = [self._outputs(index) for index in group]
+                first += [self.source.sum_and_count(*before[i], data.sizes[index]) for i, index in enumerate(group)]
+                starts = [floats(output) for output, _ in before]
+                self._at(1.0)
+            else:
+                starts = [known[index] for index in group]
+            ends = [floats(output) for output, _ in outputs]
+            for positions in alike(list(zip(outputs, starts, strict=True))):
+                chosen = [outputs[position] for position in positions]
+                sums = self._loss.along(
+                    [_stacked([side[position] for position in positions]) for side in (starts, ends)],
+                    self._chord_weights[self._interior],
+                    joined([output for output, _ in chosen], torch.stack),
+                    joined([target for _, target in chosen], torch.stack),
+                    data.sizes[group[positions[0]]],
+                )
+                chord[1:-1] += sums.sum(axis=1)
+            for index, one, other in zip(group, starts, ends, strict=True):
+                self._sign(index, squared_moves(one, other), signs)
+            if self.kept is not None:
+                self.kept += ends
+        end = as_sums(last) if heard is None else heard.sums
+        self._count = math.fsum(end.counts)
+        return (known_start or as_sums(first)), chord, signs, end
+
+    def _groups(self) -> Iterator[range]:
+        for low in range(0, len(self.source.data), self._group):
+            yield range(low, min(low + self._group, len(self.source.data)))
+
+    def _outputs(self, index: int) -> tuple[Any, Any]:
+        self.examples += self.source.data.sizes[index]
+        output, target = self.source.outputs(index)
+        # Clones, since a model may hand out the same buffer every time.
+        return with_floats(output, [tensor.clone() for tensor in floats(output)]), target
+
+    def _sign(self, index: int, moves: Tensor, signs: NDArray[np.float64]) -> None:
+        own = slice(self._first_unit[index], self._first_unit[index + 1])
+        if self.units.whole:
+            signs[own] = float(moves.sum())
+        else:
+            signs[own] = np.add.reduceat(moves.cpu().numpy().astype(np.float64), self.units.low[own])
+
+    # --- units of a sample -------------------------------------------------------------------------------------------
+
+    def middle_minus_chord(self, units: NDArray[np.intp]) -> NDArray[np.float64]:
+        """What the middle level adds to the chord, as shares of the sum of losses over all data's count."""
+        sides = self._ends_of(units)
+        _, middle, _ = nodes(self._num_points)
+        self._at(grid(self._num_points)[middle])
+        outputs = self._evaluate(units)
+        sides.insert(1, [floats(output) for output, _ in outputs])
+        found = np.zeros((len(units), self._num_points + 1))
+        for positions in alike(outputs):
+            ends = [_stacked([side[position] for position in positions]) for side in sides]
+            rest = (
+                joined([outputs[position][0] for position in positions], torch.stack),
+                joined([outputs[position][1] for position in positions], torch.stack),
+                int(self.units.sizes[units[positions[0]]]),
+            )
+            chord = self._loss.along([ends[0], ends[2]], self._chord_weights[self._interior], *rest)
+            along = self._loss.along(ends, self._middle_weights[self._interior], *rest)
+            for column, position in enumerate(positions):
+                self._middles[int(units[position])] = along[:, column]
+                found[position, 1:-1] = along[:, column] - chord[:, column]
+        return found / self._count
+
+    def true_minus_middle(self, units: NDArray[np.intp]) -> NDArray[np.float64]:
+        """What the true losses add to the middle level, in the same shares."""
+        found = np.zeros((len(units), self._num_points + 1))
+        for k in range(1, self._num_points):
+            if k == nodes(self._num_points)[1] or not len(units):
+                continue
+            self._at(grid(self._num_points)[k])
+            outputs = self._evaluate(units)
+            for positions in alike(outputs):
+                sums = self._loss.sums(
+                    joined([outputs[position][0] for position in positions], torch.stack),
+                    joined([outputs[position][1] for position in positions], torch.stack),
+                    int(self.units.sizes[units[positions[0]]]),
+                )
+                for value, position in zip(sums, positions, strict=True):
+                    found[position, k] = value - self._middles[int(units[position])][k - 1]
+        return found / self._count
+
+    def _ends_of(self, units: NDArray[np.intp]) -> list[list[Floats]]:
+        """The outputs of units at the start and at the end; evaluated where they are not kept."""
+        if self._starts is not None and self.kept is not None:
+            return [[self._rows(side, unit) for unit in units] for side in (self._starts, self.kept)]
+        sides = []
+        for alpha in (0.0, 1.0):
+            self._at(alpha)
+            sides.append([floats(output) for output, _ in self._evaluate(units)])
+        return sides
+
+    def _evaluate(self, units: NDArray[np.intp]) -> list[tuple[Any, Any]]:
+        self.examples += int(self.units.sizes[units].sum())
+        return self.units.evaluate(self.source, units)
+
+    def _rows(self, side: list[Floats], unit: int) -> Floats:
+        tensors = side[int(self.units.batch[unit])]
+        if self.units.whole:
+            return tensors
+        return [tensor[int(self.units.low[unit]) : int(self.units.high[unit])] for tensor in tensors]
+
+
+def _stacked(units: Sequence[Floats]) -> Floats:
+    """Tensor by tensor, stacked over units of the same shapes."""
+    return [torch.stack(tensors) for tensors in zip(*units, strict=True)]
