@@ -219,7 +219,7 @@ def test_the_spectral_norm_over_a_part_is_measured_where_watching_begins():
     experiment = Experiment(epochs=4, watch_epochs=(2, 4), watch_first=2, curvature_examples=300)
     when = experiment.part_curvature_when()
     assert [step for step in range(60) if when(step)] == [15, 45]
-    assert passes(experiment, 15) - passes(experiment, 16) == pytest.approx(66 * 300 / 1500)
+    assert passes(experiment, 15) - passes(experiment, 16) == pytest.approx(120 * 300 / 1500)
     assert Experiment(watch_epochs=(2,)).part_curvature_when() is None
     assert Experiment(curvature_examples=300).part_curvature_when() is None
 

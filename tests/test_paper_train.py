@@ -218,13 +218,14 @@ def test_progress_comes_in_order_and_ends_at_one(tmp_path):
     fractions = [each[2] for each in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == pytest.approx(1)
-    # A watched update costs 3/4 + 2 passes over the data, another 3/4.
-    assert fractions[0] == pytest.approx(2.75 / (2 * 2.75 + 6 * 0.75))
+    # A watched update costs 3/4 + 2 passes over the data, another 3/4; a validation, after each epoch, 297 / 120.
+    assert fractions[0] == pytest.approx(2.75 / (2 * 2.75 + 6 * 0.75 + 2 * 297 / 120))
 
 
 def test_work_done_starts_where_a_resumed_training_does():
     experiment = Experiment(epochs=2, **SMALL)
-    assert WorkDone(experiment, 4).after(4) == pytest.approx(5 / 8)
+    validation = 297 / 120  # after each epoch of four updates
+    assert WorkDone(experiment, 4).after(4) == pytest.approx((5 * 2.75 + validation) / (8 * 2.75 + 2 * validation))
 
 
 def test_random_streams_are_put_back():

@@ -178,7 +178,7 @@ def tell_cost(
         name = training_name(each.experiment) if index < len(missing) else "one that these decide"
         print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
     seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
-    start = start_seconds() if found else 0.0
+    start = start_seconds([*missing, *undecided]) if found else 0.0
     longest = start + max((each.seconds for each in found), default=0.0)
     at_once = max(longest, (seconds + start * len(found)) / jobs)
     print(

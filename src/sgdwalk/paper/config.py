@@ -18,6 +18,8 @@ from sgdwalk.paper.checks import check_choice, check_count, check_number
 NUM_TRAIN = {"digits": 1_500, "mnist": 45_000, "cifar10": 45_000, "tiny-imagenet": 10_000}
 """Training examples of each data set: of scikit-learn's 1,797 digits the first 1,500, of MNIST and CIFAR-10 the first
 45,000 (the authors' code), of Tiny-ImageNet the images of its first 20 classes (the paper: "a subset")."""
+NUM_VALIDATION = {"digits": 297, "mnist": 10_000, "cifar10": 5_000, "tiny-imagenet": 1_000}
+"""Validation examples of each."""
 IMAGE_SIZE = {"digits": 8, "mnist": 28, "cifar10": 32, "tiny-imagenet": 64}
 """Height and width of the images, in pixels."""
 SCHEDULES = ("constant", "cyclical", "trapezoid", "stepwise", "hold")
@@ -311,6 +313,18 @@ class Experiment:
         """Updates in the whole training."""
         planned = self.epochs * self.steps_per_epoch
         return planned if self.steps is None else min(planned, self.steps)
+
+    @property
+    def validation_size(self) -> int:
+        """Validation examples."""
+        there = NUM_VALIDATION[self.dataset]
+        return there if self.num_validation is None else min(self.num_validation, there)
+
+    def validated(self, step: int) -> bool:
+        """Whether the model is validated after this update."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch_ends = position == self.steps_per_epoch - 1 and (epoch + 1) % self.validate_every == 0
+        return epoch_ends or step == self.num_updates - 1
 
     def when(self) -> sgdwalk.When:
         """The steps whose segments are measured, whatever ``watch`` says."""

@@ -11,11 +11,12 @@ CERTIFIED_BATCHES = 90.0
 samples do not do, the exact evaluation comes on top."""
 COMPARISON_PASSES = {"authors": 15.0, "eval": 11.0, "subset": 3.4, "fine": 101.0}
 """The ways to measure a segment beside the clean one, and what each costs at a step, in forward passes."""
-CURVATURE_PASSES = 40
-"""What the measures of curvature cost at a step, in forward passes: some five Hessian-vector products and more."""
-PART_CURVATURE_PASSES = 66
-"""What the spectral norm over a part costs, in forward passes over that part: some eleven Hessian-vector products."""
-SPECTRAL_PASSES = {"train": 50, "eval": 35, "authors": 165, "whole": 55}
+CURVATURE_PASSES = 100
+"""What the measures of curvature cost at a step, in forward passes; as seen on a narrow VGG-11."""
+PART_CURVATURE_PASSES = 120
+"""What the spectral norm over a part costs, in forward passes over that part; as seen there: some eleven Hessian-vector
+products."""
+SPECTRAL_PASSES = {"train": 85, "eval": 60, "authors": 280, "whole": 95}
 """What a spectral norm costs where few are measured, in forward passes over the examples that it takes: some seven
 Hessian-vector products, the authors' fifteen with graphs that are made anew for each."""
 DECOMPOSITION_PASSES = 4_000
@@ -25,11 +26,12 @@ DECOMPOSITION_PASSES = 4_000
 def passes(experiment: Experiment, step: int) -> float:
     """What an update costs, in forward passes over the training examples.
 
-    >>> passes(Experiment(algorithm="gd", num_points=10), 0)
-    13.0
+    >>> passes(Experiment(algorithm="gd", num_points=10, num_validation=150), 0)
+    13.1
     """
     share = 1.0 if experiment.algorithm == "gd" else experiment.batch_size / experiment.num_examples
-    return 3 * share + (_segment(experiment) if experiment.watched(step) else 0) + _beside_segment(experiment, step)
+    training = 3 * share + (experiment.validation_size / experiment.num_examples if experiment.validated(step) else 0)
+    return training + (_segment(experiment) if experiment.watched(step) else 0) + _beside_segment(experiment, step)
 
 
 def only_segment(experiment: Experiment, step: int) -> bool:
@@ -40,7 +42,7 @@ def only_segment(experiment: Experiment, step: int) -> bool:
 def work(experiment: Experiment) -> float:
     """What the whole training costs, in forward passes of one example.
 
-    >>> work(Experiment(algorithm="gd", epochs=2)) == 2 * 1_500 * 13
+    >>> work(Experiment(algorithm="gd", epochs=2, num_validation=100)) == 2 * (1_500 * 13 + 100)
     True
     """
     return experiment.num_examples * math.fsum(passes(experiment, step) for step in range(experiment.num_updates))

@@ -135,8 +135,7 @@ def train(
             elif scheduler is not None:
                 scheduler.step()
 
-            epoch_ends = position == experiment.steps_per_epoch - 1 and (epoch + 1) % experiment.validate_every == 0
-            if epoch_ends or step == experiment.num_updates - 1:
+            if experiment.validated(step):
                 loss, accuracy = validate(model, validation)
                 walk.note(validation_loss=loss, validation_accuracy=accuracy)
             progress(step + 1, experiment.num_updates, work.after(step))
