@@ -115,11 +115,35 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
             f"{'held' if gauge['coverage'] else 'did not hold'}."
         )
     yield ""
+    yield from certified()
+    yield ""
     yield from ideas()
     yield ""
     yield from huge_data()
     yield ""
     yield END
+
+
+def certified() -> Iterator[str]:
+    """What a certified step costs beside the exact one."""
+    yield "### A certified step beside the exact one"
+    yield ""
+    yield (
+        "Two equal trainings in turns in one process, one watched each way; an exact step is 10 passes over N, of "
+        "which the MLP shares the first layer's work, so that in time it is about half of ten bare ones. Raw numbers: "
+        "[results](../benchmarks/results), `certified_segments_*.json`."
+    )
+    yield ""
+    yield "| network | N | tolerance | steps | examples / exact | time / exact | half-width / height | outside |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for path in sorted(RESULTS.glob("certified_segments_*.json")):
+        for row in json.loads(path.read_text("utf-8"))["summary"]:
+            shares = f"{row['examples / exact']:.3f} | {row['time / exact (median)']:.2f}"
+            width = f"{100 * row['half-width, median']:.2g} %"
+            yield (
+                f"| {row['net']} | {row['N']:,} | {row['tolerance']:g} | {row['steps']} | {shares} | {width} | "
+                f"{row['outside']} |"
+            )
 
 
 def ideas() -> Iterator[str]:
