@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch.nn import functional
 
 import nets
 import sgdwalk
+from sgdwalk import measuring, overheard
 from sgdwalk.objective import FullLoss
 
 N, B = 41, 16
@@ -153,3 +156,45 @@ def test_breaking_off_keeps_nothing():
             optimizer.step()
         assert not model._forward_hooks
     assert walk.run.steps["loss"].notna().tolist() == [False, True]
+
+
+class StochasticDepth(nn.Module):
+    """A residual branch that a whole batch goes without, one batch in ten."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.branch = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        kept = not self.training or float(torch.rand(())) > 0.1
+        return self.first(inputs) + kept * self.branch(inputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "certified", "when": sgdwalk.every(1)}], ids=["exact", "certified"])
+def test_a_model_that_is_random_in_some_batches_is_evaluated(options):
+    torch.manual_seed(0)
+    start = copy.deepcopy(StochasticDepth().state_dict())
+    runs = []
+    for heard in (True, False):
+        model = StochasticDepth()
+        model.load_state_dict(start)
+        torch.manual_seed(1)
+        if heard:
+            runs.append(descend(model, **options))
+            continue
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measuring.Measuring, "batches", lambda self, between_updates: iter(self.full_loss.data))
+            runs.append(descend(model, **options))
+    pd.testing.assert_frame_equal(runs[0].segments, runs[1].segments, check_exact=True)
+
+
+@pytest.mark.parametrize("name", ["_own", "_taken", "_agrees"])
+@pytest.mark.parametrize("method", ["exact", "certified"])
+def test_a_failure_while_listening_reaches_no_training(name, method, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    expected = descend(net(), method=method)
+    monkeypatch.setattr(overheard.Overheard, name, fail)
+    found = descend(net(), method=method)
+    np.testing.assert_allclose(found.segments["loss"], expected.segments["loss"], rtol=2e-6, atol=1e-7)

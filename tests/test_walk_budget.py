@@ -356,3 +356,19 @@ def test_an_evaluation_that_fails_ends_the_budget_and_not_the_training(clock):
         assert walk.run.steps["distance"].notna().all()
         assert list(walk.run.events["kind"]) == ["measurement_failed", "budget_met"]
         assert "budget is switched off: RuntimeError: no loss today" in walk.run.events["message"][0]
+
+
+def test_a_walk_put_back_before_the_choice_makes_it_again(clock):
+    model, optimizer = built(clock)
+    walk = watched(clock, model, optimizer, EVALUATION["exact"])
+    train(model, optimizer, range(8))
+    state = through_a_file({"model": model.state_dict(), "walk": walk.state_dict()})
+    train(model, optimizer, range(8, 30))
+    assert plan_of(walk).method == "exact"
+    model.load_state_dict(state["model"])
+    walk.load_state_dict(state["walk"])
+    assert walk.plan is None
+    train(model, optimizer, range(8, 40))
+    walk.close()
+    assert plan_of(walk).method == "exact"
+    assert watched_steps(walk) == list(range(8 + CHOSEN, 40))

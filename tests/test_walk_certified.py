@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -421,3 +422,52 @@ def test_a_model_that_mixes_examples_without_batchnorm_has_whole_batches_as_unit
     assert_holds(found, exact)
     estimated = found.steps[found.steps["looks"] == 1]
     assert ((estimated["examples_evaluated"] - 605) % 5 == 0).all()
+
+
+class AwakensLater(nn.Module):
+    """Mixes the examples of a batch by a branch whose weights start at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.plain, self.mixing = nn.Linear(5, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        nn.init.zeros_(self.mixing.weight)
+        nn.init.zeros_(self.mixing.bias)
+
+    def forward(self, inputs):
+        hidden = self.hidden(inputs).relu()
+        return self.plain(hidden) + self.mixing(hidden - hidden.amax(0))
+
+
+def test_what_mixes_examples_only_after_an_update_is_noticed():
+    torch.manual_seed(0)
+    model = AwakensLater()
+    other = copy.deepcopy(model)
+    found = walked(model, lr=0.3, num_examples=4_000, batch_size=100, steps=20, **CERTIFIED)
+    assert_holds(found, walked(other, lr=0.3, num_examples=4_000, batch_size=100, steps=20))
+
+
+def test_batches_of_different_widths_are_sampled_each_with_its_like():
+    """Padded sentences: words 1 to 8 counted, 0 is padding; three classes."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for width in [4, 6, 9] * 20:
+        words = torch.randint(1, 9, (20, width), generator=generator)
+        words[:, -1] *= torch.randint(2, (20,), generator=generator)
+        batches.append((words, words[:, 0] % 3))
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.EmbeddingBag(9, 8, padding_idx=0), nn.Tanh(), nn.Linear(8, 3))
+
+    runs = []
+    for options in (CERTIFIED, {}):
+        model = build()
+        optimizer = SGD(model.parameters(), lr=0.5)
+        with sgdwalk.watch(model, optimizer, functional.cross_entropy, batches, **options) as walk:
+            for words, targets in batches[:UPDATES]:
+                optimizer.zero_grad()
+                functional.cross_entropy(model(words), targets).backward()
+                optimizer.step()
+        runs.append(walk.run)
+    assert (runs[0].steps["looks"] < 3).any()
+    assert_holds(*runs)

@@ -139,17 +139,19 @@ class Budgeted:
             f"which the reserve makes up for within {count(round(seconds / reserve), 'update')}."
         )
 
-    def follow(self, plan: Plan) -> tuple[Schedules, Measures]:
-        """Hold to a plan: the schedules and the measures that it stands for."""
+    def follow(self, plan: Plan | None) -> tuple[Schedules, Measures]:
+        """Hold to a plan: the schedules and the measures that it stands for; none before there is one."""
         self._plan = plan
-        if plan.method is None:
+        self._measuring.certify(None)
+        if plan is None or plan.method is None:
             return {}, {}
         seed, num_points = self._certification.seed, self._measuring.num_points
         when = every(1) if plan.one_in == 1 else one_in(plan.one_in, seed=seed)
         if plan.method == "sampled":
             return {"sampled": when}, {"sampled": SampledSegments(plan.num_batches, num_points=num_points, seed=seed)}
         if plan.method == "certified":
-            self._measuring.certify(self._certification)
+            # The plan's price and precision are those of ends over all data.
+            self._measuring.certify(self._certification._replace(largest_pass=None))
         return {"segment": when}, {}
 
     def _costs(self, step: float, columns: float, commit: Callable[[], None]) -> Costs:

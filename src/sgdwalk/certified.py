@@ -112,6 +112,7 @@ class Segments(ABC):
         self._full_loss = full_loss
         self._gave_up = ""
         """Why no sample is taken any more."""
+        self._told_interpolated = False
         self._remarks: list[tuple[str, str]] = []
         """What is to be told with the segment that is being measured."""
 
@@ -141,10 +142,14 @@ class Segments(ABC):
         self._gave_up = why
 
     def _source(self, query: Query) -> FullLoss | LossAsOutput:
-        """Where the outputs come from that are interpolated, looked at where the segment starts."""
-        lerp_into(self._full_loss.site.targets, query.start, query.end, 0.0)
+        """Where the outputs come from that are interpolated, looked at where the segment ends.
+
+        A model may start with weights of zero, and do what it does only after an update.
+        """
+        lerp_into(self._full_loss.site.targets, query.start, query.end, 1.0)
         source, why = source_of(self._full_loss)
-        if why:
+        if why and not self._told_interpolated:
+            self._told_interpolated = True
             message = f"Along segments the loss itself is interpolated, since {why}."
             self._remarks.append(("loss_interpolated", message))
         return source
@@ -202,7 +207,7 @@ class CertifiedSegments(Segments):
     def _from_samples(self, query: Query) -> Certified:
         if query.known_start is None:
             self.kept = None
-        if self.passage is None:
+        if self.passage is None or query.exactly:  # a look now and then: what mixes examples may come into play later
             source = self._source(query)
             self.passage = Passage(source, units_of(source), self._num_points)
         here = self.passage
@@ -212,8 +217,10 @@ class CertifiedSegments(Segments):
         losses = chord / math.fsum(last.counts)
         losses[0], losses[-1] = first.mean, last.mean
         outcome: Outcome | None = None
-        if not np.isfinite(losses).all():
+        if not np.isfinite(losses[[0, -1]]).all():
             why = "a loss is not finite"
+        elif not np.isfinite(losses).all():
+            why = "the interpolated outputs have no finite loss"
         elif first.counts != last.counts:
             why = "what loss_fn divides by changes along the step"
         else:

@@ -36,6 +36,14 @@ def is_measuring() -> bool:
     return _MEASURING.get()
 
 
+def random_streams(device: torch.device) -> tuple[Any, ...]:
+    """Where all random streams stand that ``isolated()`` keeps; equal where none has moved."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    own = random.getstate(), (name, np.asarray(keys).tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
+    states = _device_states(device)
+    return *own, [] if states is None else [state.cpu().numpy().tobytes() for state in states]
+
+
 @contextlib.contextmanager
 def isolated(device: torch.device) -> Iterator[None]:
     """Run a measurement so that no random stream, mode or flag differs afterwards, even when it raises."""

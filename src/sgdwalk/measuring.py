@@ -93,8 +93,7 @@ class Measuring:
     def _take_full_loss(self) -> None:
         self.full_loss = self._build()
         self._certified: Segments | None = None
-        if self._certification is not None:
-            self.certify(self._certification)
+        self.certify(self._certification)
 
     def begin(self, num_batches: int | None = None) -> list[str]:
         """Evaluate L(θ_0), checking loss_fn and determinism on the way; returns what could not be checked.
@@ -110,10 +109,12 @@ class Measuring:
         self._kept = kept if num_batches is None else None
         return unchecked
 
-    def certify(self, certification: Certification) -> None:
-        """From the next one on segments are certified."""
+    def certify(self, certification: Certification | None) -> None:
+        """From the next one on segments are certified; exact with None."""
         self._certification = certification
-        self._certified = segments_of(self.full_loss, self.num_points, certification)
+        self._certified = None
+        if certification is not None:
+            self._certified = segments_of(self.full_loss, self.num_points, certification)
 
     def only_parameters_moved(self) -> bool:
         """Whether all else that L reads is what it was when L was last evaluated; inside ``full_loss.evaluating()``."""
@@ -131,8 +132,13 @@ class Measuring:
         most_bytes = 0 if hearing is None else hearing.most_bytes
         pass_over = Overheard(self.full_loss, self._model, most_bytes)
         yield from pass_over.batches()
-        if pass_over.heard is not None and not self._moved():
-            self._hear(pass_over.heard)
+        try:
+            if pass_over.heard is not None and not self._moved():
+                self._hear(pass_over.heard)
+        except Exception:  # what was heard is dropped; the evaluation that takes its place will tell
+            self._heard_since_update = False
+            if self._awaited is None:
+                self.forget()
 
     def _hear(self, heard: Heard) -> None:
         """L at the kept point, as a pass of the loop computed it."""

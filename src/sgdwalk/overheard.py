@@ -2,8 +2,9 @@
 
 A loop that accumulates the full gradient computes the output of every evaluation batch at θ_t anyway, so nothing need
 be evaluated there again. It is taken only where it cannot be another number: each batch goes once, as it is, through
-the user's own module, in the precision of L, and on the first batch it agrees with an evaluation. Dropout, autocast or
-BatchNorm in another mode fail that check, and L is then evaluated as always.
+the user's own module, in the precision of L, no random stream moves while it does, and on the first batch it agrees
+with an evaluation. Dropout, autocast or BatchNorm in another mode fail that check, and L is then evaluated as always;
+so it is where anything here fails.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgdwalk.isolation import is_measuring, isolated
+from sgdwalk.isolation import is_measuring, isolated, random_streams
 from sgdwalk.objective import FullLoss, LossSums, as_sums, default_forward
 
 AGREEMENT = 2e-6
@@ -54,6 +55,7 @@ class Overheard:
         self._most_bytes = most_bytes
         self._expected: tuple[Tensor, Tensor, list[int]] | None = None
         self._outputs: list[Any] = []
+        self._streams: tuple[Any, ...] = ()
         self._kept: list[tuple[Tensor, Tensor]] = []
         # A module that was compiled in place would be compiled again for every hook that comes or goes.
         compiled = getattr(model, "_compiled_call_impl", None) is not None
@@ -76,32 +78,54 @@ class Overheard:
         if not self._listens:
             yield
             return
-        handle = self._model.register_forward_hook(self._hear)
+        handles = self._model.register_forward_pre_hook(self._enter), self._model.register_forward_hook(self._hear)
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _await(self, batch: Any) -> None:
         self._outputs = []
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
         self._expected = (batch[0], batch[1], [part._version for part in batch]) if pair else None
 
+    def _enter(self, _: nn.Module, inputs: tuple) -> None:
+        if not is_measuring():
+            with contextlib.suppress(Exception):
+                self._streams = random_streams(self._full_loss.site.vector.device)
+
     def _hear(self, _: nn.Module, inputs: tuple, output: Any) -> None:
         if is_measuring():
             return
+        try:
+            self._outputs.append(self._own(inputs, output))
+        except Exception:  # the evaluation that takes its place will tell
+            self._outputs.append(None)
+
+    def _own(self, inputs: tuple, output: Any) -> Tensor | None:
+        """What is kept of an output; None of one that may be another function's, or another one the next time."""
         known = self._expected is not None and len(inputs) == 1 and inputs[0] is self._expected[0]
         if not (known and isinstance(output, Tensor) and not output.is_inference()):
-            self._outputs.append(None)
-            return
+            return None
+        if random_streams(self._full_loss.site.vector.device) != self._streams:
+            return None
         output = output.detach()
         if not self._kept and output.numel() * output.element_size() * len(self._full_loss.data) > self._most_bytes:
             self._most_bytes = 0
         # At once and as a copy: the loop may write into its outputs, and they may be a small part of a large tensor.
-        self._outputs.append(output.clone() if self._most_bytes else output)
+        return output.clone() if self._most_bytes else output
 
     def _take(self, index: int) -> list[tuple[float, float]]:
         """Sum and count of the batch just used, where its output is not kept; gives up where they are not to be had."""
+        try:
+            found = self._taken(index)
+        except Exception:  # the evaluation that takes its place will tell
+            found = None
+        self._listens = found is not None
+        return found or []
+
+    def _taken(self, index: int) -> list[tuple[float, float]] | None:
         output = self._outputs[0] if len(self._outputs) == 1 else None
         if self._expected is not None and output is not None and output.dtype == self._full_loss.site.vector.dtype:
             given, target, versions = self._expected
@@ -110,20 +134,16 @@ class Overheard:
                     self._kept.append((output, target.clone()))
                     return []
                 heard = self._sum_and_count(index, output, target)
-                if heard is not None and (index > 0 or self._agrees(*heard)):
+                if index > 0 or self._agrees(*heard):
                     return [heard]
-        self._listens = False
-        return []
+        return None
 
     # --- losses alone ------------------------------------------------------------------------------------------------
 
-    def _sum_and_count(self, index: int, output: Tensor, target: Tensor) -> tuple[float, float] | None:
-        try:
-            with isolated(self._full_loss.site.vector.device):
-                value, count = self._full_loss.sum_and_count(output, target, self._full_loss.data.sizes[index])
-                return float(value), float(count)
-        except Exception:  # the evaluation that takes its place will tell
-            return None
+    def _sum_and_count(self, index: int, output: Tensor, target: Tensor) -> tuple[float, float]:
+        with isolated(self._full_loss.site.vector.device):
+            value, count = self._full_loss.sum_and_count(output, target, self._full_loss.data.sizes[index])
+            return float(value), float(count)
 
     def _agrees(self, value: float, count: float) -> bool:
         with self._full_loss.evaluating():

@@ -81,7 +81,7 @@ class SampledEnds(Segments):
         return self._over_all.measure(query)
 
     def _from_samples(self, query: Query) -> Certified:
-        if self.passage is None:
+        if self.passage is None or query.exactly:
             self.passage = self._passage(self._source(query))
             if self.passage is None:
                 return self._over_all.measure(query)
@@ -128,7 +128,7 @@ class SampledEnds(Segments):
                 self._counts = list(self._full_loss.sums().counts)
             counts, total = self._counts, math.fsum(self._counts)
             units = whole_batches(source.data.sizes)
-        size = float(np.median(units.sizes))
+        size = float(units.sizes.max())
         most = min(len(units), int(self._largest_pass // size))
         if most < FEWEST[0]:
             self._give_up(

@@ -70,6 +70,10 @@ class Units:
             sizes = self.sizes[wanted[position:]].cumsum()
             part = wanted[position : position + max(1, int(np.searchsorted(sizes, most, side="right")))]
             rows = [data.rows(int(self.batch[u]), int(self.low[u]), int(self.high[u])) for u in part]
+            # Batches that are padded to different widths do not go together.
+            alike = [_shapes(each) == _shapes(rows[0]) for each in rows]
+            together = alike.index(False) if False in alike else len(rows)
+            part, rows = part[:together], rows[:together]
             output, target = source.forward(source.site.module, source.as_input(joined(rows, torch.cat)))
             output = with_floats(output, [tensor.clone() for tensor in floats(output)])
             bounds = np.concatenate([[0], self.sizes[part].cumsum()]).tolist()
@@ -77,6 +81,11 @@ class Units:
                 found.append(tuple(cut_rows(tree, bounds[-1], low, high) for tree in (output, target)))  # pyright: ignore[reportArgumentType]
             position += len(part)
         return found
+
+
+def _shapes(rows: Any) -> list[Any]:
+    """What must be alike for rows to be joined: all but the number of examples."""
+    return [(leaf.dtype, leaf.shape[1:]) for leaf in leaves(rows) if isinstance(leaf, Tensor)]
 
 
 def source_of(full_loss: FullLoss) -> tuple[Any, str]:

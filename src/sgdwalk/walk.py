@@ -442,6 +442,7 @@ class Walk:
                     self._here, step=self._step, segment="segment" in due, measures=measures
                 )
             except Exception as error:  # the model could not be copied again, say
+                self._measuring.forget()
                 reasons = dict.fromkeys(due, f"measurement failed: {type(error).__name__}: {error}")
                 result = Measurement(reasons=reasons, failures=[(name, error) for name in sorted(due)])
         self._tell(result)
@@ -454,9 +455,11 @@ class Walk:
             self._event(kind, message, show=True)
 
     def _follow(self, plan: Plan | None) -> None:
-        if plan is not None and self._budgeted is not None:
+        """Hold to what a budget chose; to nothing where it has not chosen yet."""
+        if self._budgeted is not None:
             schedules, measures = self._budgeted.follow(plan)
-            self._schedules.update(schedules)
+            self._schedules.pop("sampled", None)
+            self._schedules.update({"segment": None} | schedules)
             self._measures.update(measures)
         self.plan = plan
 
