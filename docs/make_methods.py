@@ -129,9 +129,9 @@ def certified() -> Iterator[str]:
     yield "### A certified step beside the exact one"
     yield ""
     yield (
-        "Two equal trainings in turns in one process, one watched each way; an exact step is 10 passes over N, of "
-        "which the MLP shares the first layer's work, so that in time it is about half of ten bare ones. Raw numbers: "
-        "[results](../benchmarks/results), `certified_segments_*.json`."
+        "Two equal trainings in turns in one process, one watched each way. An exact step is 10 passes over N, whose "
+        "points share the work of the MLP's first layer: that makes exact steps cheaper in time than in examples. Raw "
+        "numbers, with their commits: [results](../benchmarks/results), `certified_segments_*.json`."
     )
     yield ""
     yield "| network | N | tolerance | steps | examples / exact | time / exact | half-width / height | outside |"
