@@ -24,7 +24,7 @@ LAYERS = [
     {"figures", "svg"},
     {"report_figures", "report_tables"},
     {"report"},
-    {"isolation", "params", "data", "fused_loops", "kernels", "state", "eigensolver", "draws", "graphs"},
+    {"isolation", "params", "data", "fused_loops", "kernels", "state", "eigensolver", "draws", "graphs", "short_rows"},
     {"distributions"},
     {"replica", "trajectory", "checkpoints"},
     {"objective"},

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, columns, outputs, passage, run, units
+from sgdwalk import certified, columns, outputs, passage, run, short_rows, units
 
 CERTIFIED = {"method": "certified", "on_error": "raise"}
 UPDATES = 12
@@ -366,6 +366,22 @@ def test_what_cannot_be_meant_is_refused(argument, message):
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [1, 3, 15, 16, 40])
+def test_losses_over_few_classes_are_what_they_are_without_the_shorter_way(classes, dtype):
+    generator = torch.Generator().manual_seed(0)
+    scores = 5 * torch.randn(2, 7, 20, classes, generator=generator, dtype=dtype)
+    targets = torch.randint(classes, (7, 20), generator=generator)
+    each = torch.func.vmap(torch.func.vmap(functional.cross_entropy), in_dims=(0, None))
+    with short_rows.ShortRows():
+        shorter = each(scores, targets)
+        along_another = functional.log_softmax(scores, dim=1)
+    by_hand = (scores.exp().sum(-1).log() - scores.gather(-1, targets.expand(2, 7, 20)[..., None])[..., 0]).mean(-1)
+    torch.testing.assert_close(shorter, by_hand, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shorter, each(scores, targets))
+    torch.testing.assert_close(along_another, functional.log_softmax(scores, dim=1), rtol=0, atol=0)
 
 
 def test_interpolated_outputs_run_through_their_nodes():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sgdwalk.data import leaves, map_tensors
 from sgdwalk.objective import FullLoss
+from sgdwalk.short_rows import ShortRows
 
 GROUP_BYTES = 1 << 20
 """Outputs handled in one call of loss_fn, at one point; so small that they stay in the cache."""
@@ -86,7 +87,8 @@ class OutputLoss:
                 each = torch.func.vmap(lambda output, target: self._sum(output, target, size))
                 if points is not None:
                     each = torch.func.vmap(each, in_dims=(0, None))
-                return each(outputs, targets).cpu().numpy()
+                with ShortRows():
+                    return each(outputs, targets).cpu().numpy()
             except Exception:  # what loss_fn does cannot be done for many at once; what is truly wrong is raised below
                 self._at_once = False
         number = len(next(leaf for leaf in leaves(targets) if isinstance(leaf, Tensor)))
