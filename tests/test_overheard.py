@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 
 import numpy as np
 import pandas as pd
@@ -161,24 +162,31 @@ def test_breaking_off_keeps_nothing():
 class StochasticDepth(nn.Module):
     """A residual branch that a whole batch goes without, one batch in ten."""
 
-    def __init__(self):
+    def __init__(self, draw):
         super().__init__()
-        self.first, self.branch = nn.Linear(5, 3), nn.Linear(5, 3)
+        self.first, self.branch, self.draw = nn.Linear(5, 3), nn.Linear(5, 3), draw
 
     def forward(self, inputs):
-        kept = not self.training or float(torch.rand(())) > 0.1
+        kept = not self.training or self.draw() > 0.1
         return self.first(inputs) + kept * self.branch(inputs)
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "certified", "when": sgdwalk.every(1)}], ids=["exact", "certified"])
-def test_a_model_that_is_random_in_some_batches_is_evaluated(options):
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: float(torch.rand(())), random.random, lambda: float(np.random.rand())],  # noqa: NPY002
+    ids=["torch", "Python", "NumPy"],
+)
+def test_a_model_that_is_random_in_some_batches_is_evaluated(draw, options):
     torch.manual_seed(0)
-    start = copy.deepcopy(StochasticDepth().state_dict())
+    start = copy.deepcopy(StochasticDepth(draw).state_dict())
     runs = []
     for heard in (True, False):
-        model = StochasticDepth()
+        model = StochasticDepth(draw)
         model.load_state_dict(start)
         torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
         if heard:
             runs.append(descend(model, **options))
             continue

@@ -36,12 +36,15 @@ def is_measuring() -> bool:
     return _MEASURING.get()
 
 
-def random_streams(device: torch.device) -> tuple[Any, ...]:
-    """Where all random streams stand that ``isolated()`` keeps; equal where none has moved."""
+def torch_streams(device: torch.device) -> list[torch.Tensor]:
+    """Where torch's random streams stand, on the CPU and on the device's kind."""
+    return [torch.get_rng_state(), *_device_states(device)]
+
+
+def host_streams() -> tuple[Any, ...]:
+    """Where the random streams of Python and NumPy stand; equal where none has moved."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    own = random.getstate(), (name, np.asarray(keys).tobytes(), *rest), torch.get_rng_state().numpy().tobytes()
-    states = _device_states(device)
-    return *own, [] if states is None else [state.cpu().numpy().tobytes() for state in states]
+    return random.getstate(), (name, np.asarray(keys).tobytes(), *rest)
 
 
 @contextlib.contextmanager

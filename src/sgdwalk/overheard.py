@@ -2,9 +2,9 @@
 
 A loop that accumulates the full gradient computes the output of every evaluation batch at θ_t anyway, so nothing need
 be evaluated there again. It is taken only where it cannot be another number: each batch goes once, as it is, through
-the user's own module, in the precision of L, no random stream moves while it does, and on the first batch it agrees
-with an evaluation. Dropout, autocast or BatchNorm in another mode fail that check, and L is then evaluated as always;
-so it is where anything here fails.
+the user's own module, in the precision of L, no random stream of torch moves while it does, none of Python or NumPy in
+the whole pass, and on the first batch it agrees with an evaluation. Dropout, autocast or BatchNorm in another mode fail
+that check, and L is then evaluated as always; so it is where anything here fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgdwalk.isolation import is_measuring, isolated, random_streams
+from sgdwalk.isolation import host_streams, is_measuring, isolated, torch_streams
 from sgdwalk.objective import FullLoss, LossSums, as_sums, default_forward
 
 AGREEMENT = 2e-6
@@ -55,7 +55,7 @@ class Overheard:
         self._most_bytes = most_bytes
         self._expected: tuple[Tensor, Tensor, list[int]] | None = None
         self._outputs: list[Any] = []
-        self._streams: tuple[Any, ...] = ()
+        self._streams: list[Tensor] = []
         self._kept: list[tuple[Tensor, Tensor]] = []
         # A module that was compiled in place would be compiled again for every hook that comes or goes.
         compiled = getattr(model, "_compiled_call_impl", None) is not None
@@ -64,14 +64,23 @@ class Overheard:
     def batches(self) -> Iterator[Any]:
         """The evaluation batches, while the model's outputs for them are taken note of."""
         pairs: list[tuple[float, float]] = []
+        streams = self._host_streams()
         with self._hook():
             for index, batch in enumerate(self._full_loss.data):
                 self._await(batch)
                 yield batch
                 if self._listens:
                     pairs += self._take(index)
-        if self._listens:
+        if self._listens and self._host_streams() == streams:
             self.heard = self._from_outputs() if self._kept else Heard(LossSums(*map(tuple, zip(*pairs, strict=True))))
+
+    def _host_streams(self) -> tuple[Any, ...] | None:
+        """Read once a pass, not at every batch: it takes several times as long as with torch's."""
+        try:
+            return host_streams() if self._listens else None
+        except Exception:  # the evaluation that takes its place will tell
+            self._listens = False
+            return None
 
     @contextlib.contextmanager
     def _hook(self) -> Iterator[None]:
@@ -92,8 +101,9 @@ class Overheard:
 
     def _enter(self, _: nn.Module, inputs: tuple) -> None:
         if not is_measuring():
+            self._streams = []
             with contextlib.suppress(Exception):
-                self._streams = random_streams(self._full_loss.site.vector.device)
+                self._streams = torch_streams(self._full_loss.site.vector.device)
 
     def _hear(self, _: nn.Module, inputs: tuple, output: Any) -> None:
         if is_measuring():
@@ -108,7 +118,8 @@ class Overheard:
         known = self._expected is not None and len(inputs) == 1 and inputs[0] is self._expected[0]
         if not (known and isinstance(output, Tensor) and not output.is_inference()):
             return None
-        if random_streams(self._full_loss.site.vector.device) != self._streams:
+        streams = torch_streams(self._full_loss.site.vector.device)
+        if not all(torch.equal(now, before) for now, before in zip(streams, self._streams, strict=True)):
             return None
         output = output.detach()
         if not self._kept and output.numel() * output.element_size() * len(self._full_loss.data) > self._most_bytes:
