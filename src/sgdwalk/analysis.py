@@ -15,6 +15,7 @@ import pandas as pd
 
 from sgdwalk.columns import SEGMENT_COLUMNS, UPDATE_COLUMNS, measure_columns
 from sgdwalk.errors import InputError
+from sgdwalk.run import UNDECIDED
 from sgdwalk.sampling import mean_of_consecutive, mean_of_steps
 from sgdwalk.text import plain
 
@@ -29,6 +30,7 @@ _COUNTS = (
     "num_significant_barriers",
     "undefined_heights",
     "undefined_barriers",
+    "undecided_barriers",
     "undefined_alpha_stars",
     "undefined_cosines",
 )
@@ -201,7 +203,8 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     Columns: ``num_updates``, ``num_watched``, ``mean_height`` (nats per example), ``num_barriers``,
     ``num_significant_barriers`` (above twice the loss noise), ``interior_floor_share``, ``over_edge_share`` (α* < ½),
     ``mean_cosine``, ``distance`` (‖θ - θ_0‖ after the last update), ``directness``, and how many watched heights,
-    barriers and α* and how many cosines were undefined and are left out of the numbers before.
+    barriers and α* and how many cosines were undefined and are left out of the numbers before;
+    ``undecided_barriers`` are those of the undefined ones that the intervals of estimated losses leave open.
 
     >>> compare([run]).num_updates.tolist()
     [60]
@@ -225,6 +228,7 @@ _TOTALS = (
     "directness",
     "undefined_heights",
     "undefined_barriers",
+    "undecided_barriers",
     "undefined_alpha_stars",
     "undefined_cosines",
 )
@@ -258,6 +262,7 @@ def _totals(table: pd.DataFrame) -> dict[str, Any]:
         "directness": math.nan if last is None else last["directness"],
         "undefined_heights": watched["height"].isna().sum(),
         "undefined_barriers": watched["barrier"].isna().sum(),
+        "undecided_barriers": int((watched["barrier_reason"] == UNDECIDED).sum()) if "barrier_reason" in watched else 0,
         "undefined_alpha_stars": watched["alpha_star"].isna().sum(),
         "undefined_cosines": table["cosine"].isna().sum(),
     }

@@ -116,13 +116,14 @@ def _share(share: float, total: int) -> tuple[str, str]:
 
 def _barriers(one: dict[str, Any]) -> tuple[str, str]:
     total = one["num_watched"] - one["undefined_barriers"]
+    undecided = f"{one['undecided_barriers']:,} undecided" if one["undecided_barriers"] else ""
     if total == 0:
-        return "–", ""
-    if one["num_barriers"] == 0:
-        return "0", f"of {total:,}"
-    significant = one["num_significant_barriers"]
-    beyond = "noise unknown" if pd.isna(significant) else f"{significant:,} beyond noise"
-    return f"{one['num_barriers']:,}", f"of {total:,}; {beyond}"
+        return "–", undecided
+    beyond = ""
+    if one["num_barriers"]:
+        significant = one["num_significant_barriers"]
+        beyond = "noise unknown" if pd.isna(significant) else f"{significant:,} beyond noise"
+    return f"{one['num_barriers']:,}", "; ".join(filter(None, (f"of {total:,}", beyond, undecided)))
 
 
 def steps_table(run: Run, label: RunLabel) -> Table:

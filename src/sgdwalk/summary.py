@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EXACT_LOOK = 3
 """``looks`` of a step whose losses are exact."""
+ROUGH = 0.5
+"""Half-width of an interval, relative to the height, from which on a single height says little."""
 
 
 def describe(run: Run) -> list[str]:
@@ -32,7 +34,7 @@ def describe(run: Run) -> list[str]:
     return [
         _about_the_loss(run, numbers),
         _about_the_floor(numbers),
-        _about_barriers(run, numbers),
+        _about_barriers(numbers),
         _about_turns(numbers),
         _about_the_way(numbers),
         *_about_the_estimate(run),
@@ -47,8 +49,9 @@ def _about_the_loss(run: Run, numbers: dict[str, Any]) -> str:
     losses = run.steps[["loss", "next_loss"]].dropna()
     if losses.empty:
         return f"{made}; the full training loss was measured along none of them."
+    how = "estimated" if (run.segments["kind"] == "estimated").any() else "measured"
     return (
-        f"{made}; the full training loss was measured along {numbers['num_watched']:,} of them and went from "
+        f"{made}; the full training loss was {how} along {numbers['num_watched']:,} of them and went from "
         f"{number(losses['loss'].iloc[0])} to {number(losses['next_loss'].iloc[-1])}."
     )
 
@@ -60,11 +63,26 @@ def _about_the_estimate(run: Run) -> list[str]:
     estimated = steps[steps["looks"] < EXACT_LOOK]
     if estimated.empty:
         return [f"All {count(len(steps), 'segment')} turned out to need the exact losses."]
-    width = ((estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]).median()
-    return [
-        f"Its losses are estimated along {len(estimated):,} of {count(len(steps), 'segment')}, the height to within "
-        f"{100 * width:.1f} % of it (the median of the 95 % intervals)."
-    ]
+    told = f"Its losses are estimated along {len(estimated):,} of {count(len(steps), 'segment')}"
+    widths = (estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]
+    return [f"{told}{_how_well(widths.median())}."]
+
+
+def _how_well(halfwidth: float) -> str:
+    """What the median half-width of the 95 % intervals, relative to the height, says of single heights.
+
+    >>> _how_well(0.0137)
+    ', the height to within 1.4 % of it (the median of the 95 % intervals)'
+    """
+    if math.isnan(halfwidth):
+        return ""
+    if halfwidth >= ROUGH:
+        return (
+            ", their heights only roughly: half of the 95 % intervals reach at least "
+            f"{number(halfwidth)} times the height to either side"
+        )
+    width = "less than 0.1 %" if halfwidth < 0.001 else f"{number(100 * halfwidth, 2)} %"
+    return f", the height to within {width} of it (the median of the 95 % intervals)"
 
 
 def _about_the_floor(numbers: dict[str, Any]) -> str:
@@ -80,17 +98,25 @@ def _about_the_floor(numbers: dict[str, Any]) -> str:
     return f"It mostly walks downhill: {between}; {height}, half of what a step descends where it passes no floor."
 
 
-def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
-    defined = numbers["num_watched"] - numbers["undefined_barriers"]
-    undefined = f" ({count(numbers['undefined_barriers'], 'step')} undefined)" if numbers["undefined_barriers"] else ""
-    if defined == 0:
-        return f"Whether it crosses barriers is unknown{undefined}."
-    if numbers["num_barriers"] == 0:
-        return f"It crosses no barrier in {count(defined, 'step')}{undefined}."
-    crossed = f"It crosses a barrier on {numbers['num_barriers']:,} of {count(defined, 'step')}{undefined}"
+def _about_barriers(numbers: dict[str, Any]) -> str:
+    watched, crossed, undecided = (numbers[name] for name in ("num_watched", "num_barriers", "undecided_barriers"))
+    defined, undefined = watched - numbers["undefined_barriers"], numbers["undefined_barriers"] - undecided
+    if watched == 0:
+        return "Whether it crosses barriers is unknown."
+    if defined == watched:
+        told = f"It crosses {f'a barrier on {crossed:,} of' if crossed else 'no barrier in'} {count(defined, 'step')}"
+    else:
+        parts = [f"{what} on {n:,}" for what, n in (("undecided", undecided), ("undefined", undefined)) if n]
+        why = ", as the intervals of the losses are too wide to tell" if undecided else ""
+        told = f"Whether it crosses a barrier is {' and '.join(parts)} of {count(watched, 'step')}{why}"
+        if defined:
+            told += f"; on {f'{crossed:,} of ' if crossed else ''}the other {defined:,} it crosses "
+            told += "one" if crossed else "none"
+    if not (defined and crossed):
+        return f"{told}."
     if pd.isna(numbers["num_significant_barriers"]):
-        return f"{crossed}; how many of them exceed the noise of the loss was not measured."
-    return f"{crossed}; {numbers['num_significant_barriers']:,} of them rise above twice the noise of the loss."
+        return f"{told}; how many of them exceed the noise of the loss was not measured."
+    return f"{told}; {numbers['num_significant_barriers']:,} of them rise above twice the noise of the loss."
 
 
 def _about_turns(numbers: dict[str, Any]) -> str:
