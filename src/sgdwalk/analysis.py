@@ -119,11 +119,13 @@ def by_epoch(run: Run) -> pd.DataFrame:
 def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
     """One row an epoch of a sampled walk: mean height and floor with 95 % intervals, bounces, α*.
 
-    Columns: ``num_updates``, ``num_sampled``, ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor``
-    with ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
+    Columns: ``num_updates``, ``num_sampled``, ``num_units`` (evaluation batches that each sampled step looked at, NA
+    where the run does not say), ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor`` with
+    ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
     strictly between the iterates), ``mean_alpha_star``, ``undefined`` (sampled steps without a height). Index
     ``epoch``, NA where the loop did not say the epoch. Intervals are of the epoch's mean, from units and steps both;
-    they are NaN with fewer than three sampled steps.
+    they are NaN with fewer than three sampled steps. Share and α* have none: each is read off noisy losses, which moves
+    it to one side.
 
     Args:
         run: a run with :class:`sgdwalk.SampledSegments` among its measures, one step of each of many equal blocks.
@@ -140,28 +142,35 @@ def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
             f"The run has no sampled heights: there is no column {plain(name, 40)}_height. They come from "
             "sgdwalk.SampledSegments among the measures of watch(), or from method='sampled'."
         )
-    reason = table.get(f"{name}_height_reason", pd.Series(None, index=table.index, dtype="object"))
-    rows = {}
-    for epoch, steps in table.groupby("epoch", dropna=False, sort=True):
-        asked = steps[f"{name}_height"].notna() | reason.loc[steps.index].notna()
-        chosen = steps[asked]
-        height, floor = mean_of_steps(chosen[f"{name}_height"]), mean_of_steps(chosen[f"{name}_floor"])
-        rows[epoch] = {
-            "num_updates": len(steps),
-            "num_sampled": len(chosen),
-            "mean_height": height.value,
-            "height_low": height.low,
-            "height_high": height.high,
-            "mean_floor": floor.value,
-            "floor_low": floor.low,
-            "floor_high": floor.high,
-            "bounce_share": float(chosen[f"{name}_interior"].mean()),
-            "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
-            "undefined": len(chosen) - height.num_steps,
-        }
-    frame = pd.DataFrame(list(rows.values()))
-    frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
-    return frame
+    rows = {epoch: _sampled(steps, name) for epoch, steps in table.groupby("epoch", dropna=False, sort=True)}
+    return _by_epoch(rows).astype({"num_units": "Int64"})
+
+
+def sampled_totals(run: Run, name: str = "sampled") -> dict[str, Any]:
+    """The row of :func:`sampled_epochs` for all updates of a walk together."""
+    return _sampled(run.steps, name)
+
+
+def _sampled(steps: pd.DataFrame, name: str) -> dict[str, Any]:
+    """The means of some steps, those among them that were sampled."""
+    reason = steps.get(f"{name}_height_reason", pd.Series(None, index=steps.index, dtype="object"))
+    chosen = steps[steps[f"{name}_height"].notna() | reason.notna()]
+    height, floor = mean_of_steps(chosen[f"{name}_height"]), mean_of_steps(chosen[f"{name}_floor"])
+    units = chosen.get(f"{name}_num_units", pd.Series(dtype="float64")).dropna()
+    return {
+        "num_updates": len(steps),
+        "num_sampled": len(chosen),
+        "num_units": int(units.max()) if len(units) else pd.NA,
+        "mean_height": height.value,
+        "height_low": height.low,
+        "height_high": height.high,
+        "mean_floor": floor.value,
+        "floor_low": floor.low,
+        "floor_high": floor.high,
+        "bounce_share": float(chosen[f"{name}_interior"].mean()),
+        "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
+        "undefined": len(chosen) - height.num_steps,
+    }
 
 
 def gauge_epochs(run: Run) -> pd.DataFrame:
@@ -180,18 +189,29 @@ def gauge_epochs(run: Run) -> pd.DataFrame:
     """
     if "gauge" not in run.steps:
         raise InputError("The run has no column gauge: pass gauge=True to watch().")
-    rows = {}
-    for epoch, steps in run.steps.groupby("epoch", dropna=False, sort=True):
-        known = steps["gauge"].dropna().to_numpy(float)
-        mean = mean_of_consecutive(known)
-        rows[epoch] = {
-            "num_updates": len(steps),
-            "mean_gauge": mean.value,
-            "gauge_low": mean.low,
-            "gauge_high": mean.high,
-            "positive_share": float((known > 0).mean()) if len(known) else math.nan,
-            "undefined": len(steps) - len(known),
-        }
+    groups = run.steps.groupby("epoch", dropna=False, sort=True)
+    return _by_epoch({epoch: _gauged(steps) for epoch, steps in groups})
+
+
+def gauge_totals(run: Run) -> dict[str, Any]:
+    """The row of :func:`gauge_epochs` for all updates of a walk together."""
+    return _gauged(run.steps)
+
+
+def _gauged(steps: pd.DataFrame) -> dict[str, Any]:
+    known = steps["gauge"].dropna().to_numpy(float)
+    mean = mean_of_consecutive(known)
+    return {
+        "num_updates": len(steps),
+        "mean_gauge": mean.value,
+        "gauge_low": mean.low,
+        "gauge_high": mean.high,
+        "positive_share": float((known > 0).mean()) if len(known) else math.nan,
+        "undefined": len(steps) - len(known),
+    }
+
+
+def _by_epoch(rows: dict[Any, dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows.values()))
     frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
     return frame

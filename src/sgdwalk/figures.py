@@ -24,6 +24,7 @@ from sgdwalk.captions import course, sentences, span, undefined
 from sgdwalk.columns import check_runs, plain_measures
 from sgdwalk.curvature_figures import curvature, intervals, spectral_density
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
+from sgdwalk.epoch_figure import epoch_means
 from sgdwalk.errors import InputError
 from sgdwalk.text import count, plain
 from sgdwalk.three_panels import shared_limits, three_panels, windows
@@ -36,6 +37,7 @@ __all__ = [
     "barriers",
     "comparison",
     "curvature",
+    "epoch_means",
     "heights",
     "intervals",
     "measures",
@@ -200,7 +202,8 @@ def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
 def measures(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Picture:
     """The columns that the user's own measures added, a panel each, at most six.
 
-    Those with a threshold are in :func:`curvature`, those with an interval in :func:`intervals`.
+    Those with a threshold are in :func:`curvature`, those with an interval in :func:`intervals`, those of sampled
+    segments in :func:`epoch_means`.
 
     Raises:
         InputError: no run has such a column.

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import by_epoch, derived, left_out, totals
-from sgdwalk.columns import measure_columns
+from sgdwalk.analysis import by_epoch, derived, left_out, sampled_totals, totals
+from sgdwalk.columns import measure_columns, sampled_columns, sampled_measures
+from sgdwalk.epoch_means import epoch_means, share
 from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, evenly, spoken, watched_or_all
 from sgdwalk.text import count, number, plain
 
@@ -65,7 +66,7 @@ class SettingGroup:
 
 def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
     """The numbers to see first."""
-    all_totals = [totals(run) for run in runs]
+    all_totals = [totals(run) | _sampled_totals(run) for run in runs]
 
     def row(label: str, explanation: str, value: Any) -> KeyNumber:
         return KeyNumber(label, explanation, [value(one) for one in all_totals])
@@ -74,12 +75,12 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         row(
             "Height above the valley floor",
             "mean, in nats per example",
-            lambda one: (number(one["mean_height"]), _undefined(one["undefined_heights"])),
+            lambda one: _height(one),
         ),
         row(
             "Steps across the floor",
             "the loss is lowest between the iterates",
-            lambda one: _share(one["interior_floor_share"], one["num_watched"] - one["undefined_heights"]),
+            lambda one: _bounces(one),
         ),
         row(
             "Steps over a barrier",
@@ -104,8 +105,27 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
     ]
 
 
-def _undefined(quantity: int) -> str:
-    return f"{quantity:,} undefined, left out" if quantity else ""
+def _sampled_totals(run: Run) -> dict[str, Any]:
+    """Under ``sampled`` what samples say of the whole walk, where no segment was measured; else None."""
+    names = sampled_measures(run) if run.segments.empty else []
+    return {"sampled": sampled_totals(run, names[0]) if names else None}
+
+
+def _height(one: dict[str, Any]) -> tuple[str, str]:
+    sampled = one["sampled"]
+    if sampled is None:
+        undefined = one["undefined_heights"]
+        return number(one["mean_height"]), f"{undefined:,} undefined, left out" if undefined else ""
+    known = f"{number(sampled['height_low'])} to {number(sampled['height_high'])} with 95 % confidence"
+    steps = count(sampled["num_sampled"] - sampled["undefined"], "sampled step")
+    return number(sampled["mean_height"]), steps if math.isnan(sampled["height_low"]) else f"{known}; {steps}"
+
+
+def _bounces(one: dict[str, Any]) -> tuple[str, str]:
+    sampled = one["sampled"]
+    if sampled is None:
+        return _share(one["interior_floor_share"], one["num_watched"] - one["undefined_heights"])
+    return share(sampled["bounce_share"]), f"of {count(sampled['num_sampled'] - sampled['undefined'], 'sampled step')}"
 
 
 def _share(share: float, total: int) -> tuple[str, str]:
@@ -137,7 +157,8 @@ def steps_table(run: Run, label: RunLabel) -> Table:
         kind = "step" if len(choice) == len(table) else "watched step"
         caption = _how_many(min(MOST_ROWS, len(choice)), len(choice), kind)
         table = table.loc[evenly(choice, MOST_ROWS)]
-    measures = measure_columns(run)
+    sampled = sampled_columns(run)
+    measures = [name for name in measure_columns(run) if name not in sampled]
     if len(measures) > MOST_COLUMNS:
         caption += f"; {MOST_COLUMNS} of {len(measures):,} measures"
     names = [name for name in (*_STEP_COLUMNS, *measures[:MOST_COLUMNS]) if table[name].notna().any()]
@@ -197,7 +218,25 @@ def epochs_table(run: Run, label: RunLabel) -> Table:
     caption = _how_many(len(rows), len(table), "epoch")
     if len(noted.columns) > MOST_COLUMNS:
         caption += f"; {MOST_COLUMNS} of {len(noted.columns):,} noted values"
-    return Table(label, caption, header, rows, numbers=True)
+    told = [index for index in range(len(header)) if index < 1 or any(row[index] != "–" for row in rows)]
+    return Table(
+        label,
+        caption,
+        [header[index] for index in told],
+        [[row[index] for index in told] for row in rows],
+        numbers=True,
+    )
+
+
+def means_tables(run: Run, label: RunLabel) -> list[Table]:
+    """What is known of epochs and of no single step: sampled segments and the gauge."""
+    tables = []
+    for means in epoch_means(run):
+        chosen = evenly(pd.RangeIndex(len(means.rows)), MOST_ROWS)
+        of = "" if len(chosen) == len(means.rows) else f"{len(chosen):,} of {len(means.rows):,} epochs, evenly spaced. "
+        caption = f"{means.title}. {of}{' '.join(means.notes)}"
+        tables.append(Table(label, caption, means.header, [means.rows[index] for index in chosen], numbers=True))
+    return tables
 
 
 def _whole(value: Any) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import totals
-from sgdwalk.columns import edge_ratios, measure_columns
+from sgdwalk.analysis import gauge_totals, sampled_totals, totals
+from sgdwalk.columns import edge_ratios, measure_columns, sampled_measures
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ ROUGH = 0.5
 def describe(run: Run) -> list[str]:
     """What a walk did, in five plain sentences: how far it was watched, its bounces, its barriers, its turns, its way.
 
-    One more where its losses are estimated, and one for each of its measures that has a threshold: how near it came.
+    One more where its losses are estimated, one where it has a gauge, and one for each of its measures that has a
+    threshold: how near it came.
 
     >>> len(describe(run))
     5
@@ -33,11 +34,12 @@ def describe(run: Run) -> list[str]:
     numbers = totals(run)
     return [
         _about_the_loss(run, numbers),
-        _about_the_floor(numbers),
-        _about_barriers(numbers),
+        _about_the_floor(run, numbers),
+        _about_barriers(run, numbers),
         _about_turns(numbers),
         _about_the_way(numbers),
         *_about_the_estimate(run),
+        *_about_the_gauge(run),
         *_about_edges(run),
     ]
 
@@ -47,6 +49,9 @@ def _about_the_loss(run: Run, numbers: dict[str, Any]) -> str:
     over = f" in {count(epochs, 'epoch')}" if epochs else ""
     made = f"{plain(run.name, 60)} made {count(numbers['num_updates'], 'update')}{over}"
     losses = run.steps[["loss", "next_loss"]].dropna()
+    if losses.empty and (names := sampled_measures(run)):
+        num_sampled = sampled_totals(run, names[0])["num_sampled"]
+        return f"{made}; the full training loss was sampled along {num_sampled:,} of them."
     if losses.empty:
         return f"{made}; the full training loss was measured along none of them."
     how = "estimated" if (run.segments["kind"] == "estimated").any() else "measured"
@@ -85,8 +90,12 @@ def _how_well(halfwidth: float) -> str:
     return f", the height to within {width} of it (the median of the 95 % intervals)"
 
 
-def _about_the_floor(numbers: dict[str, Any]) -> str:
+def _about_the_floor(run: Run, numbers: dict[str, Any]) -> str:
     defined = numbers["num_watched"] - numbers["undefined_heights"]
+    if numbers["num_watched"] == 0:
+        names = sampled_measures(run)
+        unknown = "How high it walks above the valley floor is unknown: no segment was measured."
+        return _about_samples(sampled_totals(run, names[0])) if names else unknown
     if defined == 0:
         return "How high it walks above the valley floor is unknown: no segment has finite losses throughout."
     interior = round(numbers["interior_floor_share"] * defined)
@@ -98,11 +107,58 @@ def _about_the_floor(numbers: dict[str, Any]) -> str:
     return f"It mostly walks downhill: {between}; {height}, half of what a step descends where it passes no floor."
 
 
-def _about_barriers(numbers: dict[str, Any]) -> str:
+def _about_samples(found: dict[str, Any]) -> str:
+    defined = found["num_sampled"] - found["undefined"]
+    if defined == 0:
+        return f"How high it walks above the valley floor is unknown: {_without_heights(found['num_sampled'])}."
+    known = confidence(found["height_low"], found["height_high"], "an interval needs three sampled steps")
+    batches = (
+        ""
+        if pd.isna(found["num_units"])
+        else f"{count(found['num_units'], 'evaluation batch', 'evaluation batches')} of "
+    )
+    bounces = round(found["bounce_share"] * defined)
+    return (
+        f"Its mean height above the valley floor is {number(found['mean_height'])}{known}, from {batches}"
+        f"{count(defined, 'sampled step')}; on {bounces:,} the sampled loss is lowest between the two iterates."
+    )
+
+
+def _without_heights(num_sampled: int) -> str:
+    return (
+        "no step was sampled"
+        if num_sampled == 0
+        else f"a loss along every one of {num_sampled:,} sampled steps is not finite"
+    )
+
+
+def confidence(low: float, high: float, why_not: str) -> str:
+    """An interval in words, or why there is none."""
+    return f" ({why_not})" if pd.isna(low) else f" ({number(low)} to {number(high)} with 95 % confidence)"
+
+
+def _about_the_gauge(run: Run) -> list[str]:
+    if "gauge" not in run.steps:
+        return []
+    found = gauge_totals(run)
+    if math.isnan(found["mean_gauge"]):
+        return ["The mean slope at the end of its updates is unknown."]
+    low, high = found["gauge_low"], found["gauge_high"]
+    if low > 0:
+        tells = ": on average they go past the floor of their segment"
+    elif high < 0:
+        tells = ": on average they end before the floor of their segment"
+    else:
+        tells = "; whether they go past the floor of their segment it does not tell"
+    known = confidence(low, high, "an interval needs nine updates")
+    return [f"The mean slope of the loss at the end of its updates is {number(found['mean_gauge'])}{known}{tells}."]
+
+
+def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
     watched, crossed, undecided = (numbers[name] for name in ("num_watched", "num_barriers", "undecided_barriers"))
     defined, undefined = watched - numbers["undefined_barriers"], numbers["undefined_barriers"] - undecided
     if watched == 0:
-        return "Whether it crosses barriers is unknown."
+        return f"Whether it crosses barriers is unknown{': samples do not tell' if sampled_measures(run) else ''}."
     if defined == watched:
         told = f"It crosses {f'a barrier on {crossed:,} of' if crossed else 'no barrier in'} {count(defined, 'step')}"
     else:
