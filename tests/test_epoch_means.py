@@ -145,7 +145,7 @@ def test_the_report_shows_the_means():
 def test_a_measured_walk_shows_its_own_heights_first():
     run = gradient_descent(20, measures=lambda step: {"gauge": 0.1})
     assert key_numbers([run])[0].values[0][0] == f"{run.steps['height'].mean():.3g}"
-    assert [table.caption[:6] for table in means_tables(run, None)] == ["Gauge."]
+    assert [table.caption for table in means_tables(run, None)] == ["Gauge, 1 epoch"]
     assert epoch_means(gradient_descent(20)) == []
 
 

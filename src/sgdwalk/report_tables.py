@@ -36,6 +36,8 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     numbers: bool = False
+    text: str = ""
+    """What must be said beside it."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +235,9 @@ def means_tables(run: Run, label: RunLabel) -> list[Table]:
     tables = []
     for means in epoch_means(run):
         chosen = evenly(pd.RangeIndex(len(means.rows)), MOST_ROWS)
-        of = "" if len(chosen) == len(means.rows) else f"{len(chosen):,} of {len(means.rows):,} epochs, evenly spaced. "
-        caption = f"{means.title}. {of}{' '.join(means.notes)}"
-        tables.append(Table(label, caption, means.header, [means.rows[index] for index in chosen], numbers=True))
+        caption = f"{means.title}, {_how_many(len(chosen), len(means.rows), 'epoch')}"
+        rows = [means.rows[index] for index in chosen]
+        tables.append(Table(label, caption, means.header, rows, numbers=True, text=" ".join(means.notes)))
     return tables
 
 
