@@ -102,6 +102,9 @@ def _over_steps(
             else:
                 notes.append(f"{plain(run.name, 60)} has no {column.title}.")
         notes.append(column.finish(ax, lines))
+        if not any(line.notna().any() for line in lines):
+            ax.set_yticks([])
+            drawing.words(ax, "no defined value")
     told = [name for column in columns for name in column.undefined or (column.name,)]
     notes += [undefined(run, told, steps) for run in runs]
     drawing.legend(axes[0], samples, labels, legend_rows)
@@ -178,6 +181,7 @@ def heights(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pic
         _, high = drawing.with_gaps(table.index, table["height_high"])
         colour, _ = drawing.style_of(runs.index(run))
         ax.fill_between(x, low, high, color=drawing.COLOURS[colour], alpha=0.2, linewidth=0)
+        ax.set_ylim(top=max(ax.get_ylim()[1], 1.05 * np.max(high, where=np.isfinite(high), initial=0.0)))
     return picture
 
 
