@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sgdwalk import analysis, columns, report_tables, summary
 from sgdwalk.errors import InputError
 from sgdwalk.records import NAN, Event, SegmentPoint, StepRecord
-from sgdwalk.run import Run
+from sgdwalk.run import UNDECIDED, Run
 from sgdwalk.text import count, number, plain, sparkline
 from synthetic import gradient_descent, quadratic_walk, records_of_walk, settings, stochastic_descent, troubled_walk
 
@@ -305,6 +305,8 @@ def test_undecided_barriers_are_told_apart_from_undefined_ones():
     crossing = summary.describe(estimated_walk(5.0, bump=lambda step: 9.0 * (step == 0)))[2]
     assert "; on 1 of the other 1 it crosses one; 1 of them rise" in crossing
     assert analysis.totals(troubled_walk())["undecided_barriers"] == 0
+    reasons = analysis.left_out(run).set_index("column")["reason"]
+    assert reasons["barrier"] == reasons["barrier_significant"] == UNDECIDED
 
 
 @pytest.mark.parametrize(

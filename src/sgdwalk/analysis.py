@@ -326,6 +326,8 @@ def left_out(run: Run, steps: range | None = None) -> pd.DataFrame:
         missing = expected & table[column].isna()
         if missing.any():
             reasons = own[missing].fillna(segment_reason[missing]) if column in SEGMENT_COLUMNS else own[missing]
+            if column == "barrier_significant":
+                reasons = reasons.mask(reasons.isna() & table["loss_noise"][missing].notna(), UNDECIDED)
             rows += _grouped(column, reasons.fillna(_USUAL_REASONS.get(column, "no reason was recorded")))
     return pd.DataFrame(rows, columns=["column", "reason", "number", "first_step"])
 
