@@ -41,7 +41,8 @@ def show(run: sgdwalk.Run, rows: int | None = 20) -> None:
         run: the run.
         rows: the first and last rows of each table, this many together; None lists every step, watched or not.
     """
-    print(f"{plain(run.name, 100)} ({plain(run.path)}), {state(run)}")
+    named = run.path is not None and run.path.name == run.name
+    print(f"{plain(run.path) if named else f'{plain(run.name, 100)} ({plain(run.path)})'}, {state(run)}")
     for sentence in describe(run):
         print(f"  {sentence}")
     height = run.steps["height"].dropna()
@@ -94,7 +95,13 @@ def list_all(folder: Path) -> None:
     for name, title in TITLES.items():
         print(f"  {name}  {title}")
     found = sorted(path.parent for path in folder.rglob("run.json"))
-    print(f"Runs in {plain(folder)}:" if found else f"No runs in {plain(folder)}.")
+    looked_at = plain(folder.absolute())
+    if found:
+        print(f"Runs in {plain(folder)}:")
+    else:
+        none = f"No run in {looked_at} or any folder in it" if folder.is_dir() else f"No runs: {looked_at} is no folder"
+        print(f"{none}. If yours are elsewhere: sgdwalk list FOLDER.")
+        print("To make one: sgdwalk run, or sgdwalk.watch(..., run=FOLDER) around a loop of your own.")
     for path in found:
         try:
             run = sgdwalk.open_run(path)
