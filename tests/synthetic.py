@@ -141,6 +141,29 @@ def quadratic_walk(
     return Run(settings(name, **(info or {})), records, epochs, events or [])
 
 
+def sampled_walk(
+    name: str = "sampled",
+    num_steps: int = 60,
+    *,
+    one_in: int = 5,
+    gauge: bool = True,
+    num_units: float = 16.0,
+    **options: Any,
+) -> Run:
+    """A walk of which no segment was measured and one step of so many sampled: height 1, 2, 3, … at these."""
+
+    def measures(step: int) -> dict[str, float]:
+        measured = {"gauge": NAN if step == 0 else 0.1} if gauge else {}
+        if step % one_in == 0:
+            height = 1.0 + step // one_in
+            found = {"loss": 9.0, "next_loss": 8.0, "floor": 5.0, "height": height, "interior": float(step > 0)}
+            measured |= {f"sampled_{key}": value for key, value in found.items()}
+            measured |= {"sampled_alpha_star": 0.7, "sampled_num_units": num_units}
+        return measured
+
+    return quadratic_walk(name, num_steps, watched=lambda step: False, measures=measures, **options)
+
+
 def gradient_descent(num_steps: int = 60, **options: Any) -> Run:
     """Full-batch descent that bounces across one steep direction (h η = 1.98)."""
     return quadratic_walk("GD", num_steps, learning_rate=0.1, noise=0.0, **options)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdwalk import analysis, columns, summary
+from sgdwalk import analysis, columns, report_tables, summary
 from sgdwalk.errors import InputError
 from sgdwalk.records import NAN, Event, SegmentPoint, StepRecord
-from sgdwalk.run import Run
+from sgdwalk.run import UNDECIDED, Run
 from sgdwalk.text import count, number, plain, sparkline
 from synthetic import gradient_descent, quadratic_walk, records_of_walk, settings, stochastic_descent, troubled_walk
 
@@ -269,11 +269,58 @@ def test_description_of_a_walk_that_only_goes_down():
 
 
 def test_description_tells_what_is_undefined():
-    assert "on 2 of 27 steps (2 steps undefined)" in summary.describe(troubled_walk())[2]
+    told = "Whether it crosses a barrier is undefined on 2 of 29 steps; on 2 of the other 27 it crosses one; "
+    assert summary.describe(troubled_walk())[2].startswith(told)
     unwatched = summary.describe(quadratic_walk(num_steps=4, watched=lambda step: False))
     assert unwatched[0].endswith("measured along none of them.")
     assert "unknown" in unwatched[1]
     assert "unknown" in unwatched[2]
+
+
+def estimated_walk(halfwidth, num_steps=10, **options):
+    """A walk whose losses inside segments are estimated to within a share of the height; its step 0 is exact."""
+    run = quadratic_walk(num_steps=num_steps, noise=0.3, **options)
+    records = []
+    for record, height in zip(records_of_walk(num_steps, noise=0.3, **options), run.steps["height"], strict=True):
+        points = [record.segment[0], *record.segment[1:-1], record.segment[-1]]
+        if record.step:
+            inside = [replace(point, kind="estimated", halfwidth=halfwidth * height) for point in points[1:-1]]
+            points = [points[0], *inside, points[-1]]
+        looks = {"looks": 1.0 if record.step else 3.0, "nodes": 3.0, "examples_evaluated": 2000.0}
+        records.append(replace(record, segment=tuple(points), measures=looks))
+    return run_of(records)
+
+
+def test_undecided_barriers_are_told_apart_from_undefined_ones():
+    run = estimated_walk(5.0)
+    assert analysis.totals(run)["undecided_barriers"] == analysis.totals(run)["undefined_barriers"] == 9
+    words = summary.describe(run)
+    assert words[0].startswith("run made 10 updates in 1 epoch; the full training loss was estimated along 10 of them")
+    assert words[2] == (
+        "Whether it crosses a barrier is undecided on 9 of 10 steps, as the intervals of the losses are too wide to "
+        "tell; on the other 1 it crosses none."
+    )
+    barriers = next(row for row in report_tables.key_numbers([run]) if row.label == "Steps over a barrier")
+    assert barriers.values == [("0", "of 1; 9 undecided")]
+    crossing = summary.describe(estimated_walk(5.0, bump=lambda step: 9.0 * (step == 0)))[2]
+    assert "; on 1 of the other 1 it crosses one; 1 of them rise" in crossing
+    assert analysis.totals(troubled_walk())["undecided_barriers"] == 0
+    reasons = analysis.left_out(run).set_index("column")["reason"]
+    assert reasons["barrier"] == reasons["barrier_significant"] == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("halfwidth", "told"),
+    [
+        (1e-5, "the height to within less than 0.1 % of it (the median of the 95 % intervals)."),
+        (0.02, "the height to within 2 % of it (the median of the 95 % intervals)."),
+        (2.0, "their heights only roughly: half of the 95 % intervals reach at least "),
+    ],
+)
+def test_how_well_estimated_heights_are_known_is_told_in_words_that_hold(halfwidth, told):
+    words = summary.describe(estimated_walk(halfwidth))[5]
+    assert words.startswith("Its losses are estimated along 9 of 10 segments, ")
+    assert told in words
 
 
 def test_runs_are_compared_after_the_same_number_of_updates():

@@ -141,11 +141,26 @@ def test_inputs_and_targets_of_unequal_length():
     says(refusal(data=(inputs, targets[:-3])), "40", "37", "each example|one row")
 
 
+@pytest.mark.parametrize(
+    ("data", "seen"),
+    [
+        (nets.classification()[0], r"one tensor of shape \(40, 5\)"),
+        (nets.classification()[:1], "a tuple with 1 entry,"),
+        ((*nets.classification(), nets.classification()[0]), "a tuple with 3 entries,"),
+    ],
+    ids=["inputs alone", "a tuple of one", "a tuple of three"],
+)
+def test_data_that_are_no_pair_of_inputs_and_targets(data, seen):
+    says(refusal(data=data), seen, r"data=\(inputs, targets\)", "forward=")
+
+
 def test_targets_out_of_range():
     inputs, targets = nets.classification()
     targets = targets.clone()
     targets[-1] = 3
-    says(refusal(data=(inputs, targets)), "target", "out of bounds|range", "0")
+    message = refusal(data=(inputs, targets))
+    says(message, "target", "out of bounds|range", "0")
+    assert ".." not in message, "two stops where the error's own text ends with one"
     targets[-1] = -1
     says(refusal(data=(inputs, targets)), "target", "out of bounds|range")
 

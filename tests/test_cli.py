@@ -17,6 +17,7 @@ import pytest
 
 import sgdwalk
 from sgdwalk import cli
+from sgdwalk.paper import estimate, registry
 from sgdwalk.records import Event, SegmentPoint, StepRecord
 from sgdwalk.store import RunWriter
 from sgdwalk.terminal import cell
@@ -280,6 +281,13 @@ def test_show_tells_the_walk_and_draws_its_height(tmp_path, capsys):
     assert "\x1b" not in text
 
 
+def test_show_says_the_name_once_where_the_folder_has_it(tmp_path, capsys):
+    cli.main(["show", str(stored(tmp_path / "walk", num_steps=3))])
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/walk, 3 updates\n")
+    cli.main(["show", str(stored(tmp_path / "folder", num_steps=3))])
+    assert capsys.readouterr().out.startswith(f"walk ({tmp_path}/folder), 3 updates\n")
+
+
 def test_show_all_lists_every_step(tmp_path, capsys):
     folder = stored(tmp_path / "run", num_steps=30, watched=lambda step: step % 10 == 0)
     assert cli.main(["show", str(folder)]) == 0
@@ -361,7 +369,11 @@ def test_a_run_that_is_being_written_is_told_from_one_that_was_killed(tmp_path, 
 
 def test_list_of_a_folder_without_runs(tmp_path, capsys):
     assert cli.main(["list", str(tmp_path)]) == 0
-    assert f"No runs in {tmp_path}." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"No run in {tmp_path} or any folder in it. If yours are elsewhere: sgdwalk list FOLDER." in told
+    assert "To make one: sgdwalk run, or sgdwalk.watch(..., run=FOLDER)" in told
+    assert cli.main(["list", str(tmp_path / "nothing")]) == 0
+    assert f"No runs: {tmp_path}/nothing is no folder." in capsys.readouterr().out
 
 
 def test_report_prints_the_path_and_what_it_shows_in_five_lines(tmp_path, capsys):
@@ -386,6 +398,44 @@ def test_report_of_one_run_goes_into_its_folder(tmp_path, capsys):
 def test_report_of_nothing_is_refused(capsys):
     assert cli.main(["report"]) == 1
     assert "name at least one run folder" in capsys.readouterr().err
+
+
+# --- reproduce --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def an_hour_each(monkeypatch):
+    """Trainings are not timed: an hour and a gigabyte each."""
+    monkeypatch.setattr(
+        estimate, "estimate", lambda experiments, *_: [estimate.Estimate(each, 3600.0, 1e9) for each in experiments]
+    )
+    monkeypatch.setattr(estimate, "start_seconds", lambda experiments: 0.0)
+
+
+def test_a_dry_run_tells_a_line_for_each_id_and_the_total(out, capsys, an_hour_each):
+    choosing = next(id for id in registry.IDS if registry.figure(id, "small").choice)
+    ids = ["fig17", "fig18", "fig19", choosing]
+    asked = ["reproduce", *ids, "--scale", "small", "--dry-run", "--out", str(out)]
+    assert cli.main(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    wanted = {id: registry.figure(id, "small") for id in registry.IDS if id in ids}
+    assert [line.partition(":")[0] for line in lines[:-1]] == list(wanted)
+    for line, each in zip(lines, wanted.values(), strict=False):
+        assert line.startswith(f"{each.id}: {len(each.experiments)} trainings, {len(each.experiments)}:00 h")
+    num_chosen = sum(len(each.choice.like) for each in wanted.values() if each.choice)
+    of_choosing = next(line for line in lines if line.startswith(f"{choosing}: "))
+    assert of_choosing.endswith(f"; {num_chosen} more, chosen by what these come to, {num_chosen}:00 h")
+    together = {experiment for each in wanted.values() for experiment in each.experiments}
+    assert len(together) < sum(len(each.experiments) for each in wanted.values()), "or no training is shared"
+    told = f"{len(together) + num_chosen} trainings are missing, each counted once however many ids need it: "
+    assert lines[-1].startswith(told)
+    assert not out.exists()
+
+    assert cli.main([*asked, "--verbose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(together) + num_chosen + 1
+    assert sum(line.startswith("like one that is chosen by what others come to: ") for line in lines) == num_chosen
+    assert all(line.endswith(": 1:00 h, 1,000 MB") for line in lines[:-1])
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

@@ -205,6 +205,27 @@ def test_heights_over_decades_are_drawn_logarithmic_and_zeros_are_said():
     assert figures.heights(Run(settings("run"), [StepRecord(0, segment=flat)])).axes[0].get_yscale() == "linear"
 
 
+def test_the_band_of_an_estimated_height_is_drawn_whole():
+    records = [
+        replace(
+            record,
+            segment=tuple(replace(point, kind="estimated", halfwidth=9.0) for point in record.segment),
+            measures={"looks": 1.0, "nodes": 3.0, "examples_evaluated": 90.0},
+        )
+        for record in records_of_walk(5, noise=0.3)
+    ]
+    run = Run(settings("run"), records)
+    (ax,) = figures.heights(run).axes
+    assert ax.get_ylim()[1] > run.steps["height_high"].max() > run.steps["height"].max()
+
+
+def test_a_panel_without_a_value_says_so_and_has_no_scale():
+    empty, cosine, _ = figures.comparison(quadratic_walk(num_steps=5, watched=lambda step: False)).axes
+    assert [text.get_text() for text in empty.texts if text.get_text() == "no defined value"]
+    assert list(empty.get_yticks()) == []
+    assert list(cosine.get_yticks()) == [-1, 0, 1]
+
+
 def test_alpha_star_has_its_edge_and_marks_what_lies_outside():
     run = quadratic_walk(num_steps=70, noise=0.4, seed=7)
     picture = figures.alpha_star(run)

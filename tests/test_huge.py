@@ -626,8 +626,15 @@ def test_too_few_units_are_no_sample_and_an_event_says_so():
     found = walked(DATA, steps=3, batchnorm=True, **{**HUGE, "batch_size": 100})
     assert (found.segments[found.segments["alpha"].isin([0.0, 1.0])]["kind"] == "exact").all()
     assert nets.event_kinds(found).count("ends_over_all_data") == 1
-    assert "20 units of 100 examples in a sample of largest_pass=2,000" in found.events["message"].iloc[0]
+    told = "a sample of 2,000 examples (largest_pass) would hold 20 units of 100 examples, and 24 units are needed."
+    assert told in found.events["message"].iloc[0]
     assert_holds(found, walked(DATA, steps=3, batchnorm=True, batch_size=100))
+
+
+def test_one_unit_of_one_example_is_told_as_one():
+    found = walked(DATA, steps=1, **{**HUGE, "largest_pass": 1})
+    told = "a sample of 1 example (largest_pass) would hold 1 unit of 1 example, and 24 units are needed."
+    assert told in found.events["message"].iloc[0]
 
 
 def test_a_loss_asked_for_by_a_measure_is_that_of_all_data():

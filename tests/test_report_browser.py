@@ -12,7 +12,7 @@ from sgdwalk.records import NAN
 from sgdwalk.report import write_report
 from sgdwalk.run import Run
 from sgdwalk.text import number
-from synthetic import gradient_descent, records_of_walk, stochastic_descent, troubled_walk
+from synthetic import gradient_descent, records_of_walk, sampled_walk, stochastic_descent, troubled_walk
 from test_report import HOSTILE, hostile_walk
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -53,6 +53,7 @@ RUNS = {
     "two": lambda: [gradient_descent(60), stochastic_descent(60)],
     "trouble": lambda: [troubled_walk()],
     "seldom": lambda: [seldom_measured(40)],
+    "sampled": lambda: [sampled_walk(num_steps=200)],
     "hostile": lambda: [hostile_walk(45), hostile_walk(45, text="x" * 100_000)],
 }
 

@@ -217,6 +217,7 @@ def test_the_method_samples_the_steps_that_are_asked_for():
     assert len(run.segments) == 0
     assert run.info["settings"]["method"] == "sampled"
     assert sgdwalk.analysis.sampled_epochs(run)["num_sampled"].sum() == len(chosen)
+    assert set(sgdwalk.analysis.sampled_epochs(run)["num_units"].dropna()) == {12}, "all there are, as they are fewer"
 
 
 def test_the_method_needs_a_second_batch_and_its_name():

@@ -67,4 +67,6 @@ def test_descriptions():
         describe(sgdwalk.every(3) | sgdwalk.first_steps(40, epochs=(25, 1)))
         == "(every(3) | first_steps(40, epochs=(1, 25)))"
     )
+    assert describe(sgdwalk.in_epochs(3)) == "in_epochs(3)"
+    assert describe(sgdwalk.in_epochs(25, 1)) == "in_epochs(1, 25)"
     assert describe(steps) == "steps"

@@ -15,6 +15,7 @@ import pandas as pd
 
 from sgdwalk.columns import SEGMENT_COLUMNS, UPDATE_COLUMNS, measure_columns
 from sgdwalk.errors import InputError
+from sgdwalk.run import UNDECIDED
 from sgdwalk.sampling import mean_of_consecutive, mean_of_steps
 from sgdwalk.text import plain
 
@@ -29,6 +30,7 @@ _COUNTS = (
     "num_significant_barriers",
     "undefined_heights",
     "undefined_barriers",
+    "undecided_barriers",
     "undefined_alpha_stars",
     "undefined_cosines",
 )
@@ -117,11 +119,13 @@ def by_epoch(run: Run) -> pd.DataFrame:
 def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
     """One row an epoch of a sampled walk: mean height and floor with 95 % intervals, bounces, α*.
 
-    Columns: ``num_updates``, ``num_sampled``, ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor``
-    with ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
+    Columns: ``num_updates``, ``num_sampled``, ``num_units`` (evaluation batches that each sampled step looked at, NA
+    where the run does not say), ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor`` with
+    ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
     strictly between the iterates), ``mean_alpha_star``, ``undefined`` (sampled steps without a height). Index
     ``epoch``, NA where the loop did not say the epoch. Intervals are of the epoch's mean, from units and steps both;
-    they are NaN with fewer than three sampled steps.
+    they are NaN with fewer than three sampled steps. Share and α* have none: each is read off noisy losses, which moves
+    it to one side.
 
     Args:
         run: a run with :class:`sgdwalk.SampledSegments` among its measures, one step of each of many equal blocks.
@@ -138,28 +142,35 @@ def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
             f"The run has no sampled heights: there is no column {plain(name, 40)}_height. They come from "
             "sgdwalk.SampledSegments among the measures of watch(), or from method='sampled'."
         )
-    reason = table.get(f"{name}_height_reason", pd.Series(None, index=table.index, dtype="object"))
-    rows = {}
-    for epoch, steps in table.groupby("epoch", dropna=False, sort=True):
-        asked = steps[f"{name}_height"].notna() | reason.loc[steps.index].notna()
-        chosen = steps[asked]
-        height, floor = mean_of_steps(chosen[f"{name}_height"]), mean_of_steps(chosen[f"{name}_floor"])
-        rows[epoch] = {
-            "num_updates": len(steps),
-            "num_sampled": len(chosen),
-            "mean_height": height.value,
-            "height_low": height.low,
-            "height_high": height.high,
-            "mean_floor": floor.value,
-            "floor_low": floor.low,
-            "floor_high": floor.high,
-            "bounce_share": float(chosen[f"{name}_interior"].mean()),
-            "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
-            "undefined": len(chosen) - height.num_steps,
-        }
-    frame = pd.DataFrame(list(rows.values()))
-    frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
-    return frame
+    rows = {epoch: _sampled(steps, name) for epoch, steps in table.groupby("epoch", dropna=False, sort=True)}
+    return _by_epoch(rows).astype({"num_units": "Int64"})
+
+
+def sampled_totals(run: Run, name: str = "sampled") -> dict[str, Any]:
+    """The row of :func:`sampled_epochs` for all updates of a walk together."""
+    return _sampled(run.steps, name)
+
+
+def _sampled(steps: pd.DataFrame, name: str) -> dict[str, Any]:
+    """The means of some steps, those among them that were sampled."""
+    reason = steps.get(f"{name}_height_reason", pd.Series(None, index=steps.index, dtype="object"))
+    chosen = steps[steps[f"{name}_height"].notna() | reason.notna()]
+    height, floor = mean_of_steps(chosen[f"{name}_height"]), mean_of_steps(chosen[f"{name}_floor"])
+    units = chosen.get(f"{name}_num_units", pd.Series(dtype="float64")).dropna()
+    return {
+        "num_updates": len(steps),
+        "num_sampled": len(chosen),
+        "num_units": int(units.max()) if len(units) else pd.NA,
+        "mean_height": height.value,
+        "height_low": height.low,
+        "height_high": height.high,
+        "mean_floor": floor.value,
+        "floor_low": floor.low,
+        "floor_high": floor.high,
+        "bounce_share": float(chosen[f"{name}_interior"].mean()),
+        "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
+        "undefined": len(chosen) - height.num_steps,
+    }
 
 
 def gauge_epochs(run: Run) -> pd.DataFrame:
@@ -178,18 +189,29 @@ def gauge_epochs(run: Run) -> pd.DataFrame:
     """
     if "gauge" not in run.steps:
         raise InputError("The run has no column gauge: pass gauge=True to watch().")
-    rows = {}
-    for epoch, steps in run.steps.groupby("epoch", dropna=False, sort=True):
-        known = steps["gauge"].dropna().to_numpy(float)
-        mean = mean_of_consecutive(known)
-        rows[epoch] = {
-            "num_updates": len(steps),
-            "mean_gauge": mean.value,
-            "gauge_low": mean.low,
-            "gauge_high": mean.high,
-            "positive_share": float((known > 0).mean()) if len(known) else math.nan,
-            "undefined": len(steps) - len(known),
-        }
+    groups = run.steps.groupby("epoch", dropna=False, sort=True)
+    return _by_epoch({epoch: _gauged(steps) for epoch, steps in groups})
+
+
+def gauge_totals(run: Run) -> dict[str, Any]:
+    """The row of :func:`gauge_epochs` for all updates of a walk together."""
+    return _gauged(run.steps)
+
+
+def _gauged(steps: pd.DataFrame) -> dict[str, Any]:
+    known = steps["gauge"].dropna().to_numpy(float)
+    mean = mean_of_consecutive(known)
+    return {
+        "num_updates": len(steps),
+        "mean_gauge": mean.value,
+        "gauge_low": mean.low,
+        "gauge_high": mean.high,
+        "positive_share": float((known > 0).mean()) if len(known) else math.nan,
+        "undefined": len(steps) - len(known),
+    }
+
+
+def _by_epoch(rows: dict[Any, dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows.values()))
     frame.index = pd.Index(list(rows), dtype="Int64", name="epoch")
     return frame
@@ -201,7 +223,8 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     Columns: ``num_updates``, ``num_watched``, ``mean_height`` (nats per example), ``num_barriers``,
     ``num_significant_barriers`` (above twice the loss noise), ``interior_floor_share``, ``over_edge_share`` (α* < ½),
     ``mean_cosine``, ``distance`` (‖θ - θ_0‖ after the last update), ``directness``, and how many watched heights,
-    barriers and α* and how many cosines were undefined and are left out of the numbers before.
+    barriers and α* and how many cosines were undefined and are left out of the numbers before;
+    ``undecided_barriers`` are those of the undefined ones that the intervals of estimated losses leave open.
 
     >>> compare([run]).num_updates.tolist()
     [60]
@@ -225,6 +248,7 @@ _TOTALS = (
     "directness",
     "undefined_heights",
     "undefined_barriers",
+    "undecided_barriers",
     "undefined_alpha_stars",
     "undefined_cosines",
 )
@@ -258,6 +282,7 @@ def _totals(table: pd.DataFrame) -> dict[str, Any]:
         "directness": math.nan if last is None else last["directness"],
         "undefined_heights": watched["height"].isna().sum(),
         "undefined_barriers": watched["barrier"].isna().sum(),
+        "undecided_barriers": int((watched["barrier_reason"] == UNDECIDED).sum()) if "barrier_reason" in watched else 0,
         "undefined_alpha_stars": watched["alpha_star"].isna().sum(),
         "undefined_cosines": table["cosine"].isna().sum(),
     }
@@ -301,6 +326,8 @@ def left_out(run: Run, steps: range | None = None) -> pd.DataFrame:
         missing = expected & table[column].isna()
         if missing.any():
             reasons = own[missing].fillna(segment_reason[missing]) if column in SEGMENT_COLUMNS else own[missing]
+            if column == "barrier_significant":
+                reasons = reasons.mask(reasons.isna() & table["loss_noise"][missing].notna(), UNDECIDED)
             rows += _grouped(column, reasons.fillna(_USUAL_REASONS.get(column, "no reason was recorded")))
     return pd.DataFrame(rows, columns=["column", "reason", "number", "first_step"])
 

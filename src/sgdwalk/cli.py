@@ -150,7 +150,9 @@ class Reproduce:
     device: tuple[str, ...] = ("cpu",)
     """Where to train: ``cpu``, ``cuda``, ``cuda:1``, …; of several, each training takes the least busy one."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Only tell which trainings are missing, and what they would take in time and disk."""
+    """Only tell how many trainings each id still needs, and what all of them would take in time and disk."""
+    verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Where that is told, a line for each training in place of one for each id."""
 
     def __call__(self, command: str) -> int:
         from sgdwalk.paper.certifying import figures
@@ -200,13 +202,17 @@ class Reproduce:
         return 0
 
     def _tell_cost(self, wanted: Sequence[Figure], file: TextIO | None = None) -> int:
-        """Print the missing trainings with time and disk."""
+        """Print what the missing trainings take in time and disk."""
         from sgdwalk.paper.run import missing_trainings, undecided_trainings
 
-        missing = missing_trainings(wanted, self.out / "trainings")
-        undecided = undecided_trainings(wanted, self.out / "trainings")
+        def of(some: Sequence[Figure]) -> tuple[list[Experiment], list[Experiment]]:
+            folder = self.out / "trainings"
+            return missing_trainings(some, folder), undecided_trainings(some, folder)
+
+        missing, undecided = of(wanted)
+        of_ids = None if self.verbose else {each.id: of([each]) for each in wanted}
         jobs = len(self.device) if self.jobs is None else self.jobs
-        tell_cost(missing, Execution(device=self.device[0]), jobs, self.out, file, undecided)
+        tell_cost(missing, Execution(device=self.device[0]), jobs, self.out, file, undecided, of_ids)
         return 0
 
 

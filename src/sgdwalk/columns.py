@@ -78,12 +78,29 @@ def banded_measures(run: Run) -> list[str]:
     return [name for name in names if {f"{name}_low", f"{name}_high"} <= {*names} and name not in compared]
 
 
+SAMPLED_ENDINGS = ("height", "floor", "interior", "alpha_star", "loss", "next_loss", "num_units")
+"""Endings of the columns of sampled segments; runs of before ``num_units`` lack the last."""
+
+
+def sampled_measures(run: Run) -> list[str]:
+    """Names of the measures that sampled segments, such as ``sampled`` of ``method="sampled"``."""
+    names = measure_columns(run)
+    heights = [name.removesuffix("_height") for name in names if name.endswith("_height")]
+    return [name for name in heights if {f"{name}_{ending}" for ending in SAMPLED_ENDINGS[:-1]} <= {*names}]
+
+
+def sampled_columns(run: Run) -> set[str]:
+    """Their columns: a single one says little, only the means of an epoch do."""
+    return {f"{name}_{ending}" for name in sampled_measures(run) for ending in SAMPLED_ENDINGS}
+
+
 def plain_measures(run: Run) -> list[str]:
     """Columns of measures that belong to none with a threshold or an interval, and are no points of a curve.
 
-    Columns that end in a number, ``compare_fine_0`` to ``compare_fine_100`` say, are points of one curve.
+    Columns that end in a number, ``compare_fine_0`` to ``compare_fine_100`` say, are points of one curve. Those of
+    sampled segments are left to the means of an epoch.
     """
-    told = {
+    told = sampled_columns(run) | {
         column for name in (*thresholded_measures(run), *banded_measures(run)) for column in family(run.steps, name)
     }
     names = measure_columns(run)

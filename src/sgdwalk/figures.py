@@ -24,6 +24,7 @@ from sgdwalk.captions import course, sentences, span, undefined
 from sgdwalk.columns import check_runs, plain_measures
 from sgdwalk.curvature_figures import curvature, intervals, spectral_density
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
+from sgdwalk.epoch_figure import epoch_means
 from sgdwalk.errors import InputError
 from sgdwalk.text import count, plain
 from sgdwalk.three_panels import shared_limits, three_panels, windows
@@ -36,6 +37,7 @@ __all__ = [
     "barriers",
     "comparison",
     "curvature",
+    "epoch_means",
     "heights",
     "intervals",
     "measures",
@@ -100,6 +102,9 @@ def _over_steps(
             else:
                 notes.append(f"{plain(run.name, 60)} has no {column.title}.")
         notes.append(column.finish(ax, lines))
+        if not any(line.notna().any() for line in lines):
+            ax.set_yticks([])
+            drawing.words(ax, "no defined value")
     told = [name for column in columns for name in column.undefined or (column.name,)]
     notes += [undefined(run, told, steps) for run in runs]
     drawing.legend(axes[0], samples, labels, legend_rows)
@@ -176,6 +181,7 @@ def heights(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pic
         _, high = drawing.with_gaps(table.index, table["height_high"])
         colour, _ = drawing.style_of(runs.index(run))
         ax.fill_between(x, low, high, color=drawing.COLOURS[colour], alpha=0.2, linewidth=0)
+        ax.set_ylim(top=max(ax.get_ylim()[1], 1.05 * np.max(high, where=np.isfinite(high), initial=0.0)))
     return picture
 
 
@@ -200,7 +206,8 @@ def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
 def measures(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Picture:
     """The columns that the user's own measures added, a panel each, at most six.
 
-    Those with a threshold are in :func:`curvature`, those with an interval in :func:`intervals`.
+    Those with a threshold are in :func:`curvature`, those with an interval in :func:`intervals`, those of sampled
+    segments in :func:`epoch_means`.
 
     Raises:
         InputError: no run has such a column.

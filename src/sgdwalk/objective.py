@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgdwalk import text
 from sgdwalk.data import EvaluationData, map_tensors
 from sgdwalk.errors import InputError
 from sgdwalk.isolation import isolated
@@ -52,10 +53,14 @@ def as_sums(pairs: Sequence[tuple[Tensor | float, Tensor | float]]) -> LossSums:
 def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     """``(model(input), target)`` of an (input, target) batch."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        kind = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+        if isinstance(batch, Tensor):
+            kind = f"one tensor of shape {tuple(batch.shape)}"
+        else:
+            entries = f" with {text.count(len(batch), 'entry', 'entries')}" if hasattr(batch, "__len__") else ""
+            kind = f"a {type(batch).__name__}{entries}"
         raise InputError(
-            f"A batch of data is a {kind}, not an (input, target) pair: pass forward=, a function "
-            "(model, batch) -> (output, target)."
+            f"A batch of data is {kind}, not an (input, target) pair: pass data of pairs, such as data=(inputs, "
+            "targets), or forward=, a function (model, batch) -> (output, target)."
         )
     return model(batch[0]), batch[1]
 

@@ -147,5 +147,5 @@ def _failure(full_loss: FullLoss, index: int, error: Exception) -> str:
         hint = " BatchNorm in train mode needs at least two examples a batch: pass more data or batchnorm='eval'."
     return (
         f"Evaluating the loss on evaluation batch {index} (tensors of {', '.join(shapes)}) failed: "
-        f"{type(error).__name__}: {error}.{hint} Check data, forward and loss_fn."
+        f"{type(error).__name__}: {str(error).rstrip('.')}.{hint} Check data, forward and loss_fn."
     )

@@ -75,6 +75,7 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> str:
             **vars(label),
             "sentences": describe(run),
             "epochs": tables.epochs_table(run, label),
+            "means": tables.means_tables(run, label),
             "steps": tables.steps_table(run, label),
             "left_out": tables.left_out_table(run, label),
             "events": tables.events_table(run, label),

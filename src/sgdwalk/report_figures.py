@@ -17,7 +17,7 @@ from markupsafe import Markup
 from sgdwalk import figures
 from sgdwalk.analysis import derived
 from sgdwalk.captions import sentences
-from sgdwalk.columns import banded_measures, plain_measures, thresholded_measures
+from sgdwalk.columns import banded_measures, plain_measures, sampled_measures, thresholded_measures
 from sgdwalk.drawing import Picture, style_of
 from sgdwalk.svg import StyleSheet, geometry, inline_svg
 from sgdwalk.text import plain
@@ -100,15 +100,23 @@ def sections(runs: Sequence[Run], styles: StyleSheet) -> list[Section]:
     """Every figure of the report, in the order of the page."""
     watched = [run for run in runs if len(run.segments)]
     draw = _Drawer(runs, styles)
-    measured = (
-        [figures.heights, figures.alpha_star, figures.barriers, figures.progress] if watched else [figures.progress]
-    )
+    sampled = any(map(sampled_measures, runs))
+    measured = [
+        *([figures.heights, figures.alpha_star, figures.barriers] if watched else []),
+        *([figures.epoch_means] if sampled or any("gauge" in run.steps for run in runs) else []),
+        figures.progress,
+    ]
     travel = [figures.comparison, figures.training, *([figures.measures] if any(map(plain_measures, runs)) else [])]
     curved = [
         *([figures.curvature] if any(map(thresholded_measures, runs)) else []),
         *([figures.intervals] if any(map(banded_measures, runs)) else []),
     ]
-    unwatched = "No segment was measured, so there is no floor, no height, no barrier and no α*."
+    unwatched = (
+        "Segments were sampled, a few evaluation batches of a few steps: that gives the mean height of an epoch, and "
+        "no single step's."
+        if sampled
+        else "No segment was measured, so there is no floor, no height, no barrier and no α*."
+    )
     page = [
         Section("walk", "The walk, step by step", _WALK_TEXT if watched else unwatched, draw.walks()),
         Section(
@@ -208,7 +216,7 @@ class _Drawer:
             # Both are matplotlib's own SVG, parsed and written again: texts in it are escaped.
             Markup(inline_svg(wide, f"{identifier}w", self._styles, "wide")),
             Markup(inline_svg(narrow, f"{identifier}n", self._styles, "narrow")),
-            json.dumps([geometry(wide), geometry(narrow)]),
+            json.dumps([geometry(wide), geometry(narrow)]) if wide.step_axes else "",
             json.dumps(list(runs)),
             json.dumps(list(columns)),
             json.dumps(shown),

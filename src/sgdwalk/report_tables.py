@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import by_epoch, derived, left_out, totals
-from sgdwalk.columns import measure_columns
+from sgdwalk.analysis import by_epoch, derived, left_out, sampled_totals, totals
+from sgdwalk.columns import measure_columns, sampled_columns, sampled_measures
+from sgdwalk.epoch_means import epoch_means, share
 from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, evenly, spoken, watched_or_all
 from sgdwalk.text import count, number, plain
 
@@ -35,6 +36,8 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     numbers: bool = False
+    text: str = ""
+    """What must be said beside it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class SettingGroup:
 
 def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
     """The numbers to see first."""
-    all_totals = [totals(run) for run in runs]
+    all_totals = [totals(run) | _sampled_totals(run) for run in runs]
 
     def row(label: str, explanation: str, value: Any) -> KeyNumber:
         return KeyNumber(label, explanation, [value(one) for one in all_totals])
@@ -74,12 +77,12 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         row(
             "Height above the valley floor",
             "mean, in nats per example",
-            lambda one: (number(one["mean_height"]), _undefined(one["undefined_heights"])),
+            lambda one: _height(one),
         ),
         row(
             "Steps across the floor",
             "the loss is lowest between the iterates",
-            lambda one: _share(one["interior_floor_share"], one["num_watched"] - one["undefined_heights"]),
+            lambda one: _bounces(one),
         ),
         row(
             "Steps over a barrier",
@@ -104,8 +107,27 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
     ]
 
 
-def _undefined(quantity: int) -> str:
-    return f"{quantity:,} undefined, left out" if quantity else ""
+def _sampled_totals(run: Run) -> dict[str, Any]:
+    """Under ``sampled`` what samples say of the whole walk, where no segment was measured; else None."""
+    names = sampled_measures(run) if run.segments.empty else []
+    return {"sampled": sampled_totals(run, names[0]) if names else None}
+
+
+def _height(one: dict[str, Any]) -> tuple[str, str]:
+    sampled = one["sampled"]
+    if sampled is None:
+        undefined = one["undefined_heights"]
+        return number(one["mean_height"]), f"{undefined:,} undefined, left out" if undefined else ""
+    known = f"{number(sampled['height_low'])} to {number(sampled['height_high'])} with 95 % confidence"
+    steps = count(sampled["num_sampled"] - sampled["undefined"], "sampled step")
+    return number(sampled["mean_height"]), steps if math.isnan(sampled["height_low"]) else f"{known}; {steps}"
+
+
+def _bounces(one: dict[str, Any]) -> tuple[str, str]:
+    sampled = one["sampled"]
+    if sampled is None:
+        return _share(one["interior_floor_share"], one["num_watched"] - one["undefined_heights"])
+    return share(sampled["bounce_share"]), f"of {count(sampled['num_sampled'] - sampled['undefined'], 'sampled step')}"
 
 
 def _share(share: float, total: int) -> tuple[str, str]:
@@ -116,13 +138,14 @@ def _share(share: float, total: int) -> tuple[str, str]:
 
 def _barriers(one: dict[str, Any]) -> tuple[str, str]:
     total = one["num_watched"] - one["undefined_barriers"]
+    undecided = f"{one['undecided_barriers']:,} undecided" if one["undecided_barriers"] else ""
     if total == 0:
-        return "–", ""
-    if one["num_barriers"] == 0:
-        return "0", f"of {total:,}"
-    significant = one["num_significant_barriers"]
-    beyond = "noise unknown" if pd.isna(significant) else f"{significant:,} beyond noise"
-    return f"{one['num_barriers']:,}", f"of {total:,}; {beyond}"
+        return "–", undecided
+    beyond = ""
+    if one["num_barriers"]:
+        significant = one["num_significant_barriers"]
+        beyond = "noise unknown" if pd.isna(significant) else f"{significant:,} beyond noise"
+    return f"{one['num_barriers']:,}", "; ".join(filter(None, (f"of {total:,}", beyond, undecided)))
 
 
 def steps_table(run: Run, label: RunLabel) -> Table:
@@ -136,7 +159,8 @@ def steps_table(run: Run, label: RunLabel) -> Table:
         kind = "step" if len(choice) == len(table) else "watched step"
         caption = _how_many(min(MOST_ROWS, len(choice)), len(choice), kind)
         table = table.loc[evenly(choice, MOST_ROWS)]
-    measures = measure_columns(run)
+    sampled = sampled_columns(run)
+    measures = [name for name in measure_columns(run) if name not in sampled]
     if len(measures) > MOST_COLUMNS:
         caption += f"; {MOST_COLUMNS} of {len(measures):,} measures"
     names = [name for name in (*_STEP_COLUMNS, *measures[:MOST_COLUMNS]) if table[name].notna().any()]
@@ -196,7 +220,25 @@ def epochs_table(run: Run, label: RunLabel) -> Table:
     caption = _how_many(len(rows), len(table), "epoch")
     if len(noted.columns) > MOST_COLUMNS:
         caption += f"; {MOST_COLUMNS} of {len(noted.columns):,} noted values"
-    return Table(label, caption, header, rows, numbers=True)
+    told = [index for index in range(len(header)) if index < 1 or any(row[index] != "–" for row in rows)]
+    return Table(
+        label,
+        caption,
+        [header[index] for index in told],
+        [[row[index] for index in told] for row in rows],
+        numbers=True,
+    )
+
+
+def means_tables(run: Run, label: RunLabel) -> list[Table]:
+    """What is known of epochs and of no single step: sampled segments and the gauge."""
+    tables = []
+    for means in epoch_means(run):
+        chosen = evenly(pd.RangeIndex(len(means.rows)), MOST_ROWS)
+        caption = f"{means.title}, {_how_many(len(chosen), len(means.rows), 'epoch')}"
+        rows = [means.rows[index] for index in chosen]
+        tables.append(Table(label, caption, means.header, rows, numbers=True, text=" ".join(means.notes)))
+    return tables
 
 
 def _whole(value: Any) -> str:

@@ -31,10 +31,10 @@ class SampledSegments:
     """A measure for :func:`sgdwalk.watch`: losses along the segment over a few evaluation batches drawn at random.
 
     Columns ``NAME_loss``, ``NAME_next_loss``, ``NAME_floor``, ``NAME_height``, ``NAME_interior`` and
-    ``NAME_alpha_star`` of that step. One step's height is noisy by about its own size; the mean over an epoch is what
-    it is for: :func:`sgdwalk.analysis.sampled_epochs`. The model's outputs are evaluated at both ends and halfway and
-    interpolated in between, so that a step costs three forward passes over the drawn batches; a model whose output is
-    no one tensor is evaluated at every point instead.
+    ``NAME_alpha_star`` of that step, and ``NAME_num_units``, the number of batches drawn. One step's height is noisy by
+    about its own size; the mean over an epoch is what it is for: :func:`sgdwalk.analysis.sampled_epochs`. The model's
+    outputs are evaluated at both ends and halfway and interpolated in between, so that a step costs three forward
+    passes over the drawn batches; a model whose output is no one tensor is evaluated at every point instead.
 
     Args:
         num_units: evaluation batches to draw, without replacement.
@@ -89,10 +89,11 @@ class SampledSegments:
             losses, counts = unit_losses(full_loss, start, end, units, self.num_points)
         finally:
             full_loss.site.write(start)
+        num_units = {"num_units": float(len(units))}
         if not all(math.isfinite(loss) for row in losses for loss in row):
-            return dict.fromkeys(COLUMNS, Undefined("a loss along the segment is not finite"))
+            return num_units | dict.fromkeys(COLUMNS, Undefined("a loss along the segment is not finite"))
         found = sampled_segment(losses, counts, len(full_loss.data))
-        return {
+        return num_units | {
             name: Undefined("the losses are no parabola with a minimum") if math.isnan(value) else value
             for name, value in zip(COLUMNS, map(float, found), strict=True)
         }

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgdwalk import text
 from sgdwalk.certified import REMEMBERED, Certification, Certified, CertifiedSegments, Query, Segments, generator
 from sgdwalk.multilevel import nodes
 from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums
@@ -131,9 +132,10 @@ class SampledEnds(Segments):
         size = float(units.sizes.max())
         most = min(len(units), int(self._largest_pass // size))
         if most < FEWEST[0]:
+            sample, unit = text.count(self._largest_pass, "example"), text.count(int(size), "example")
             self._give_up(
-                f"there would be {most} units of {size:g} examples in a sample of largest_pass={self._largest_pass:,} "
-                f"examples, and {FEWEST[0]} are needed"
+                f"a sample of {sample} (largest_pass) would hold {text.count(most, 'unit')} of {unit}, and {FEWEST[0]} "
+                "units are needed"
             )
             return None
         return SampledPassage(source, units, self._num_points, most, total, counts)

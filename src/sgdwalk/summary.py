@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sgdwalk.analysis import totals
-from sgdwalk.columns import edge_ratios, measure_columns
+from sgdwalk.analysis import gauge_totals, sampled_totals, totals
+from sgdwalk.columns import edge_ratios, measure_columns, sampled_measures
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 EXACT_LOOK = 3
 """``looks`` of a step whose losses are exact."""
+ROUGH = 0.5
+"""Half-width of an interval, relative to the height, from which on a single height says little."""
 
 
 def describe(run: Run) -> list[str]:
     """What a walk did, in five plain sentences: how far it was watched, its bounces, its barriers, its turns, its way.
 
-    One more where its losses are estimated, and one for each of its measures that has a threshold: how near it came.
+    One more where its losses are estimated, one where it has a gauge, and one for each of its measures that has a
+    threshold: how near it came.
 
     >>> len(describe(run))
     5
@@ -31,11 +34,12 @@ def describe(run: Run) -> list[str]:
     numbers = totals(run)
     return [
         _about_the_loss(run, numbers),
-        _about_the_floor(numbers),
+        _about_the_floor(run, numbers),
         _about_barriers(run, numbers),
         _about_turns(numbers),
         _about_the_way(numbers),
         *_about_the_estimate(run),
+        *_about_the_gauge(run),
         *_about_edges(run),
     ]
 
@@ -45,10 +49,14 @@ def _about_the_loss(run: Run, numbers: dict[str, Any]) -> str:
     over = f" in {count(epochs, 'epoch')}" if epochs else ""
     made = f"{plain(run.name, 60)} made {count(numbers['num_updates'], 'update')}{over}"
     losses = run.steps[["loss", "next_loss"]].dropna()
+    if losses.empty and (names := sampled_measures(run)):
+        num_sampled = sampled_totals(run, names[0])["num_sampled"]
+        return f"{made}; the full training loss was sampled along {num_sampled:,} of them."
     if losses.empty:
         return f"{made}; the full training loss was measured along none of them."
+    how = "estimated" if (run.segments["kind"] == "estimated").any() else "measured"
     return (
-        f"{made}; the full training loss was measured along {numbers['num_watched']:,} of them and went from "
+        f"{made}; the full training loss was {how} along {numbers['num_watched']:,} of them and went from "
         f"{number(losses['loss'].iloc[0])} to {number(losses['next_loss'].iloc[-1])}."
     )
 
@@ -60,15 +68,34 @@ def _about_the_estimate(run: Run) -> list[str]:
     estimated = steps[steps["looks"] < EXACT_LOOK]
     if estimated.empty:
         return [f"All {count(len(steps), 'segment')} turned out to need the exact losses."]
-    width = ((estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]).median()
-    return [
-        f"Its losses are estimated along {len(estimated):,} of {count(len(steps), 'segment')}, the height to within "
-        f"{100 * width:.1f} % of it (the median of the 95 % intervals)."
-    ]
+    told = f"Its losses are estimated along {len(estimated):,} of {count(len(steps), 'segment')}"
+    widths = (estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]
+    return [f"{told}{_how_well(widths.median())}."]
 
 
-def _about_the_floor(numbers: dict[str, Any]) -> str:
+def _how_well(halfwidth: float) -> str:
+    """What the median half-width of the 95 % intervals, relative to the height, says of single heights.
+
+    >>> _how_well(0.0137)
+    ', the height to within 1.4 % of it (the median of the 95 % intervals)'
+    """
+    if math.isnan(halfwidth):
+        return ""
+    if halfwidth >= ROUGH:
+        return (
+            ", their heights only roughly: half of the 95 % intervals reach at least "
+            f"{number(halfwidth)} times the height to either side"
+        )
+    width = "less than 0.1 %" if halfwidth < 0.001 else f"{number(100 * halfwidth, 2)} %"
+    return f", the height to within {width} of it (the median of the 95 % intervals)"
+
+
+def _about_the_floor(run: Run, numbers: dict[str, Any]) -> str:
     defined = numbers["num_watched"] - numbers["undefined_heights"]
+    if numbers["num_watched"] == 0:
+        names = sampled_measures(run)
+        unknown = "How high it walks above the valley floor is unknown: no segment was measured."
+        return _about_samples(sampled_totals(run, names[0])) if names else unknown
     if defined == 0:
         return "How high it walks above the valley floor is unknown: no segment has finite losses throughout."
     interior = round(numbers["interior_floor_share"] * defined)
@@ -80,17 +107,72 @@ def _about_the_floor(numbers: dict[str, Any]) -> str:
     return f"It mostly walks downhill: {between}; {height}, half of what a step descends where it passes no floor."
 
 
-def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
-    defined = numbers["num_watched"] - numbers["undefined_barriers"]
-    undefined = f" ({count(numbers['undefined_barriers'], 'step')} undefined)" if numbers["undefined_barriers"] else ""
+def _about_samples(found: dict[str, Any]) -> str:
+    defined = found["num_sampled"] - found["undefined"]
     if defined == 0:
-        return f"Whether it crosses barriers is unknown{undefined}."
-    if numbers["num_barriers"] == 0:
-        return f"It crosses no barrier in {count(defined, 'step')}{undefined}."
-    crossed = f"It crosses a barrier on {numbers['num_barriers']:,} of {count(defined, 'step')}{undefined}"
+        return f"How high it walks above the valley floor is unknown: {_without_heights(found['num_sampled'])}."
+    known = confidence(found["height_low"], found["height_high"], "an interval needs three sampled steps")
+    batches = (
+        ""
+        if pd.isna(found["num_units"])
+        else f"{count(found['num_units'], 'evaluation batch', 'evaluation batches')} of "
+    )
+    bounces = round(found["bounce_share"] * defined)
+    return (
+        f"Its mean height above the valley floor is {number(found['mean_height'])}{known}, from {batches}"
+        f"{count(defined, 'sampled step')}; on {bounces:,} the sampled loss is lowest between the two iterates."
+    )
+
+
+def _without_heights(num_sampled: int) -> str:
+    return (
+        "no step was sampled"
+        if num_sampled == 0
+        else f"a loss along every one of {num_sampled:,} sampled steps is not finite"
+    )
+
+
+def confidence(low: float, high: float, why_not: str) -> str:
+    """An interval in words, or why there is none."""
+    return f" ({why_not})" if pd.isna(low) else f" ({number(low)} to {number(high)} with 95 % confidence)"
+
+
+def _about_the_gauge(run: Run) -> list[str]:
+    if "gauge" not in run.steps:
+        return []
+    found = gauge_totals(run)
+    if math.isnan(found["mean_gauge"]):
+        return ["The mean slope at the end of its updates is unknown."]
+    low, high = found["gauge_low"], found["gauge_high"]
+    if low > 0:
+        tells = ": on average they go past the floor of their segment"
+    elif high < 0:
+        tells = ": on average they end before the floor of their segment"
+    else:
+        tells = "; whether they go past the floor of their segment it does not tell"
+    known = confidence(low, high, "an interval needs nine updates")
+    return [f"The mean slope of the loss at the end of its updates is {number(found['mean_gauge'])}{known}{tells}."]
+
+
+def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
+    watched, crossed, undecided = (numbers[name] for name in ("num_watched", "num_barriers", "undecided_barriers"))
+    defined, undefined = watched - numbers["undefined_barriers"], numbers["undefined_barriers"] - undecided
+    if watched == 0:
+        return f"Whether it crosses barriers is unknown{': samples do not tell' if sampled_measures(run) else ''}."
+    if defined == watched:
+        told = f"It crosses {f'a barrier on {crossed:,} of' if crossed else 'no barrier in'} {count(defined, 'step')}"
+    else:
+        parts = [f"{what} on {n:,}" for what, n in (("undecided", undecided), ("undefined", undefined)) if n]
+        why = ", as the intervals of the losses are too wide to tell" if undecided else ""
+        told = f"Whether it crosses a barrier is {' and '.join(parts)} of {count(watched, 'step')}{why}"
+        if defined:
+            told += f"; on {f'{crossed:,} of ' if crossed else ''}the other {defined:,} it crosses "
+            told += "one" if crossed else "none"
+    if not (defined and crossed):
+        return f"{told}."
     if pd.isna(numbers["num_significant_barriers"]):
-        return f"{crossed}; how many of them exceed the noise of the loss was not measured."
-    return f"{crossed}; {numbers['num_significant_barriers']:,} of them rise above twice the noise of the loss."
+        return f"{told}; how many of them exceed the noise of the loss was not measured."
+    return f"{told}; {numbers['num_significant_barriers']:,} of them rise above twice the noise of the loss."
 
 
 def _about_turns(numbers: dict[str, Any]) -> str:

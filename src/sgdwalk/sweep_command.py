@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -164,28 +164,45 @@ def tell_cost(
     out: Path,
     file: TextIO | None = None,
     undecided: Sequence[Experiment] = (),
+    of_ids: Mapping[str, tuple[Sequence[Experiment], Sequence[Experiment]]] | None = None,
 ) -> None:
-    """Print trainings that are missing, each with its time and disk, and both for all.
+    """Print the time and disk that missing trainings take, of all of them and of each, or of each id that needs them.
 
-    ``undecided`` are like those that the missing ones will decide.
+    Args:
+        missing: the trainings.
+        execution: where they will run; a few forward passes are timed there.
+        jobs: trainings at a time.
+        out: where they will be kept.
+        file: stdout where not given.
+        undecided: like those that are chosen by what the missing ones come to.
+        of_ids: the same two by what needs them, a line for each in place of one for each training.
     """
     from sgdwalk.paper.estimate import estimate, start_seconds
     from sgdwalk.paper.progress import duration
     from sgdwalk.paper.sweep import training_name
 
     found = estimate([*missing, *undecided], execution.device, execution.num_threads)
-    for index, each in enumerate(found):
-        name = training_name(each.experiment) if index < len(missing) else "one that these decide"
-        print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
+    if of_ids is None:
+        for index, each in enumerate(found):
+            chosen = "" if index < len(missing) else "like one that is chosen by what others come to: "
+            name = f"{chosen}{training_name(each.experiment)}"
+            print(f"{name}: {duration(each.seconds)}, {each.bytes / 1e6:,.0f} MB", file=file)
+    seconds_of = {each.experiment: each.seconds for each in found}
+    for id, (needed, chosen) in (of_ids or {}).items():
+        told = f"{count(len(needed), 'training')}, {duration(sum(seconds_of[each] for each in needed))}"
+        if chosen:
+            told += f"; {len(chosen):,} more, chosen by what these come to, "
+            told += duration(sum(seconds_of[each] for each in chosen))
+        print(f"{id}: {told if needed or chosen else 'nothing is missing'}", file=file)
     seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
     start = start_seconds([*missing, *undecided]) if found else 0.0
     longest = start + max((each.seconds for each in found), default=0.0)
     at_once = max(longest, (seconds + start * len(found)) / jobs)
+    once = ", each counted once however many ids need it" if of_ids and len(of_ids) > 1 else ""
     print(
-        f"{len(found)} trainings are missing: {duration(seconds)} of work on {execution.device} as timed just now, "
-        f"and {duration(start)} for each to start; {duration(at_once)} with {jobs} at a time if they do not slow each "
-        "other down; "
-        f"{size / 1e9:.2f} GB of disk in {plain(out)}.",
+        f"{count(len(found), 'training is', 'trainings are')} missing{once}: {duration(seconds)} of work on "
+        f"{execution.device} as timed just now, and {duration(start)} for each to start; {duration(at_once)} with "
+        f"{jobs} at a time if they do not slow each other down; {size / 1e9:.2f} GB of disk in {plain(out)}.",
         file=file,
     )
 

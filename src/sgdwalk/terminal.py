@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import sgdwalk
+from sgdwalk.epoch_means import epoch_means
 from sgdwalk.lock import is_held
 from sgdwalk.paper import record
 from sgdwalk.paper.registry import TITLES
@@ -34,13 +35,14 @@ COLUMNS = {
 
 
 def show(run: sgdwalk.Run, rows: int | None = 20) -> None:
-    """Print a run: in words, its height as a line of bars, and a table of its steps.
+    """Print a run: in words, its height as a line of bars, what is known of its epochs alone, and a table of its steps.
 
     Args:
         run: the run.
-        rows: the first and last watched steps are listed, this many together; None lists every step.
+        rows: the first and last rows of each table, this many together; None lists every step, watched or not.
     """
-    print(f"{plain(run.name, 100)} ({plain(run.path)}), {state(run)}")
+    named = run.path is not None and run.path.name == run.name
+    print(f"{plain(run.path) if named else f'{plain(run.name, 100)} ({plain(run.path)})'}, {state(run)}")
     for sentence in describe(run):
         print(f"  {sentence}")
     height = run.steps["height"].dropna()
@@ -48,28 +50,43 @@ def show(run: sgdwalk.Run, rows: int | None = 20) -> None:
         print(f"height {sparkline(height)} {number(height.min())} to {number(height.max())} nats, {steps_of(height)}")
     for _, event in run.events.iterrows():
         print(f"  before step {event['step']}: {plain(event['message'], 300)}")
+    for means in epoch_means(run):
+        print(f"{means.title}, by epoch:")
+        print_rows(means.header, means.rows, rows)
+        for note in means.notes:
+            print(f"  {note}")
     watched = run.steps.loc[np.sort(run.segments["step"].unique())]
-    print_table(run.steps if rows is None else watched, rows)
+    if len(watched) or rows is None:
+        print_table(run.steps if rows is None else watched, rows)
+    elif len(run.steps):
+        print("No segment was measured whole: --all lists every step.")
 
 
 def print_table(steps: pd.DataFrame, rows: int | None) -> None:
     """Print rows of ``run.steps``, the first and the last of them where they are more than ``rows``."""
-    left_out = 0 if rows is None else max(len(steps) - rows, 0)
-    head = len(steps) if not left_out else (len(steps) - left_out + 1) // 2
+    texts = [
+        [str(step), *(cell(row[name]) for name in COLUMNS)]
+        for step, row in zip(steps.index, steps.to_dict("records"), strict=True)
+    ]
+    if left_out := print_rows(["step", *COLUMNS.values()], texts, rows):
+        print(f"{left_out:,} steps more: --rows {len(steps)} lists all that were watched, --all every step.")
+
+
+def print_rows(header: list[str], texts: list[list[str]], rows: int | None) -> int:
+    """Print a table of texts, the first and the last where they are more than ``rows``; returns how many it omits."""
+    left_out = 0 if rows is None else max(len(texts) - rows, 0)
+    head = len(texts) if not left_out else (len(texts) - left_out + 1) // 2
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("step", *COLUMNS.values()):
+    for heading in header:
         table.add_column(heading, justify="right", no_wrap=True)
-    shown = list(range(head)) + list(range(head + left_out, len(steps)))
-    for position in shown:
-        row = steps.iloc[position]
-        table.add_row(str(steps.index[position]), *(Text(cell(row[name])) for name in COLUMNS))
+    for position in [*range(head), *range(head + left_out, len(texts))]:
+        table.add_row(*map(Text, texts[position]))
         if left_out and position == head - 1:
-            table.add_row("…", *("" for _ in COLUMNS))
+            table.add_row("…", *("" for _ in header[1:]))
     console = Console(file=sys.stdout, highlight=False)
     console = console if console.is_terminal else Console(file=sys.stdout, highlight=False, width=100)
     console.print(table)
-    if left_out:
-        print(f"{left_out:,} steps more: --rows {len(steps)} lists all that were watched, --all every step.")
+    return left_out
 
 
 def list_all(folder: Path) -> None:
@@ -78,7 +95,13 @@ def list_all(folder: Path) -> None:
     for name, title in TITLES.items():
         print(f"  {name}  {title}")
     found = sorted(path.parent for path in folder.rglob("run.json"))
-    print(f"Runs in {plain(folder)}:" if found else f"No runs in {plain(folder)}.")
+    looked_at = plain(folder.absolute())
+    if found:
+        print(f"Runs in {plain(folder)}:")
+    else:
+        none = f"No run in {looked_at} or any folder in it" if folder.is_dir() else f"No runs: {looked_at} is no folder"
+        print(f"{none}. If yours are elsewhere: sgdwalk list FOLDER.")
+        print("To make one: sgdwalk run, or sgdwalk.watch(..., run=FOLDER) around a loop of your own.")
     for path in found:
         try:
             run = sgdwalk.open_run(path)

@@ -125,7 +125,7 @@ def in_epochs(*epochs: int) -> When:
         assert length is not None
         return step // length + 1 in chosen
 
-    return When(f"in_epochs{tuple(sorted(chosen))}", fires, needs_epochs=True)
+    return When(f"in_epochs({', '.join(map(str, sorted(chosen)))})", fires, needs_epochs=True)
 
 
 def one_in(k: int, *, seed: int = 0) -> When:

@@ -82,6 +82,8 @@ class Agreement:
     cost: pd.DataFrame
     num_walks: int
     """Trainings of which both sides are there."""
+    evaluated_exactly: tuple[int, int]
+    """Certified segments that were evaluated exactly, of all; of every training, whether its exact side is there."""
     faults: list[str]
     """What must not be: trainings that were not the same walk."""
     missing: list[str]
@@ -92,7 +94,14 @@ class Agreement:
     @property
     def sentences(self) -> list[str]:
         """All of it in a few sentences, for a page and for a terminal."""
-        return [*self._on_missing(), *self._on_verdicts(), *self._on_walks(), *self._on_numbers(), *self._on_cost()]
+        return [
+            *self._on_missing(),
+            *self._on_verdicts(),
+            *self._on_walks(),
+            *self._on_numbers(),
+            *self._on_cost(),
+            *self._on_samples(),
+        ]
 
     @property
     def tables(self) -> list[tuple[Table, pd.DataFrame]]:
@@ -110,6 +119,7 @@ class Agreement:
             "sentences": self.sentences,
             "faults": self.faults,
             "walks": self.num_walks,
+            "evaluated_exactly": dict(zip(("segments", "of"), self.evaluated_exactly, strict=True)),
             "missing": self.missing,
             "command": self.command,
             "verdicts": _records(self.verdicts),
@@ -164,11 +174,9 @@ class Agreement:
             return
         exact, certified = (int(self.cost[f"{side}_examples"].sum()) for side in ("exact", "certified"))
         one_pass = int((self.cost["updates"] * self.cost["examples"]).sum())
-        certified_exactly, segments = int(self.cost["evaluated_exactly"].sum()), int(self.cost["updates"].sum())
         yield (
             f"A watched update took {certified / one_pass:.2f} passes over the training examples instead of "
-            f"{exact / one_pass:.2f}, {100 * certified / exact:.3g} % of the work; {certified_exactly:,} of "
-            f"{segments:,} certified segments were evaluated exactly."
+            f"{exact / one_pass:.2f}, {100 * certified / exact:.3g} % of the work."
         )
         exact, certified = (
             _weighted(self.cost[f"{side}_seconds"], self.cost["updates"]) for side in ("exact", "certified")
@@ -178,9 +186,18 @@ class Agreement:
         else:
             yield f"In seconds: {certified:.3g} instead of {exact:.3g}, each as its training ran."
 
+    def _on_samples(self) -> Iterator[str]:
+        exactly, segments = self.evaluated_exactly
+        if segments:
+            yield (
+                f"{exactly:,} of {segments:,} certified segments were evaluated exactly, to measure the loss noise or "
+                "as samples did not do."
+            )
+
 
 def agree(
     pairs: Sequence[Pair],
+    certified: Sequence[sgdwalk.Run],
     exact_claims: Sequence[Mapping[str, str]],
     certified_claims: Sequence[Mapping[str, str]],
     missing: Sequence[str],
@@ -190,6 +207,7 @@ def agree(
 
     Args:
         pairs: the trainings of which both sides are there, each once.
+        certified: every training with certified segments, each once.
         exact_claims: claims with ``claim``, ``reading`` and ``verdict``, judged on exact segments; none where a
             training is missing.
         certified_claims: the same claims in the same order, judged on certified segments.
@@ -203,6 +221,7 @@ def agree(
         barriers(pairs),
         cost(pairs),
         len(pairs),
+        evaluated_exactly(certified),
         faults,
         list(missing),
         command,
@@ -300,12 +319,18 @@ def cost(pairs: Sequence[Pair]) -> pd.DataFrame:
                 "exact_passes": float(theirs.mean()) / examples,
                 "certified_passes": float(ours.sum()) / one_pass,
                 "share": float(ours.sum() / theirs.sum()),
-                "evaluated_exactly": int((pair.certified.steps["looks"] == EXACT_LOOK).sum()),
+                "evaluated_exactly": evaluated_exactly([pair.certified])[0],
                 "exact_seconds": _seconds(pair.exact),
                 "certified_seconds": _seconds(pair.certified),
             }
         )
     return pd.DataFrame(rows)
+
+
+def evaluated_exactly(certified: Sequence[sgdwalk.Run]) -> tuple[int, int]:
+    """Segments of certified walks that were evaluated exactly, and all of them."""
+    looks = [run.steps["looks"].dropna() for run in certified if "looks" in run.steps]
+    return sum(int((each == EXACT_LOOK).sum()) for each in looks), sum(map(len, looks))
 
 
 def exact_passes(run: sgdwalk.Run) -> pd.Series:

@@ -149,6 +149,7 @@ def beside_exact(wanted: Figure, runs: Runs, out: Path, data_dir: Path | None) -
     command = ["sgdwalk", "reproduce", wanted.id, "--scale", wanted.scale, "--out", str(out)]
     return agreement.agree(
         list(pairs.values()),
+        list({run.name: run for each in runs.values() for run in each}.values()),
         [] if missing else [as_row(each) for each in judge(exact, open_runs(exact, trainings))],
         [as_row(each) for each in judge(wanted, runs)],
         [training_name(each) for each in missing],
