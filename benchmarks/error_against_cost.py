@@ -4,7 +4,8 @@
 
 Error: one training is watched exactly at every update; beside it samplings by ``--samplings`` seeds, interpolated
 outputs at every ``--outputs-every`` updates, and what the update's own mini-batch says. Polynomials through fewer
-losses are drawn through the exact ones. A second training, the same bit for bit, is watched within each tolerance.
+losses are drawn through the exact ones. A second training, the same bit for bit, is watched within each tolerance
+(``--twins``: so many of them). L is over the first ``--evaluated`` training examples, all where not given.
 Price: equal trainings in turns, the expensive methods one update at a time, the others ``--steps``.
 """
 
@@ -27,7 +28,7 @@ from sgdwalk import valley
 from sgdwalk.measures import Here
 from sgdwalk.outputs import lagrange
 from sgdwalk.params import lerp_into
-from sgdwalk.sampled import NUM_UNITS, SAMPLE_ONE_IN
+from sgdwalk.sampled import DENSE, NUM_UNITS, SAMPLE_ONE_IN
 
 SIZES = {"mlp": (45_000, 100), "conv": (4_500, 30)}
 """Training examples and batch size: the paper's, and a tenth of CIFAR-10 in 150 updates an epoch."""
@@ -45,11 +46,12 @@ WARM_UP = 12
 class Training:
     """One training in mini-batches of a fresh permutation an epoch."""
 
-    def __init__(self, name: str, inputs: Tensor, targets: Tensor):
+    def __init__(self, name: str, inputs: Tensor, targets: Tensor, evaluated: int = 0):
         torch.manual_seed(0)
         self.model = NETS[name]()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.inputs, self.targets, self.batch_size = inputs, targets, SIZES[name][1]
+        self.evaluated = evaluated or len(targets)
         self.steps_per_epoch = len(targets) // self.batch_size
         self._rows = self._draw()
 
@@ -64,7 +66,7 @@ class Training:
             self.model,
             self.optimizer,
             F.cross_entropy,
-            (self.inputs, self.targets),
+            (self.inputs[: self.evaluated], self.targets[: self.evaluated]),
             batch_size=self.batch_size,
             steps_per_epoch=self.steps_per_epoch,
             on_error="raise",
@@ -165,12 +167,14 @@ class MiniBatch:
 
 
 def sampled(seed: int) -> sgdwalk.At:
-    return sgdwalk.at(sgdwalk.one_in(SAMPLE_ONE_IN, seed=seed), sgdwalk.SampledSegments(NUM_UNITS, seed=seed))
+    return sgdwalk.at(
+        sgdwalk.one_in(SAMPLE_ONE_IN, seed=seed, dense=DENSE), sgdwalk.SampledSegments(NUM_UNITS, seed=seed)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- error
 def error(name: str, data: tuple[Tensor, Tensor], options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    training = Training(name, *data)
+    training = Training(name, *data, options.evaluated)
     count = options.updates or training.steps_per_epoch
     of_batch = MiniBatch(training, slopes=True)
     measures: dict[str, Any] = {f"sampling{seed}": sampled(seed) for seed in range(options.samplings)}
@@ -188,8 +192,8 @@ def error(name: str, data: tuple[Tensor, Tensor], options: Any) -> tuple[list[di
     for nodes in NODES:
         heights[f"outputs at {len(nodes)} points"] = run.steps[f"outputs_{len(nodes)}"].to_numpy(float)
     raw: dict[str, Any] = {"losses": curves.tolist()}
-    for tolerance in TOLERANCES:
-        twin = Training(name, *data)
+    for tolerance in TOLERANCES[: options.twins]:
+        twin = Training(name, *data, options.evaluated)
         with twin.watch(method="certified", tolerance=tolerance) as walk:
             twin.steps(count)()
         assert all(map(torch.equal, twin.model.parameters(), training.model.parameters())), "not the same training"
@@ -301,10 +305,11 @@ def _every(nodes: Sequence[int]) -> sgdwalk.At:
 
 def main() -> None:
     defaults = {"net": "mlp", "part": "both", "samplings": 100, "outputs_every": 5, "steps": 60, "rounds": 15}
+    defaults |= {"twins": len(TOLERANCES), "evaluated": 0}
     options = common.arguments((__doc__ or "").splitlines()[0], examples=0, updates=0, **defaults)
     size = options.examples or SIZES[options.net][0]
     data = (common.mnist if options.net == "mlp" else common.cifar10)(options.data_dir, size)
-    settings = vars(options) | {"num_units": NUM_UNITS, "sample_one_in": SAMPLE_ONE_IN, "size": size}
+    settings = vars(options) | {"num_units": NUM_UNITS, "sample_one_in": SAMPLE_ONE_IN, "dense": DENSE, "size": size}
     for part, run in (("price", price), ("error", error)):
         if options.part in (part, "both"):
             rows, raw = run(options.net, data, options)

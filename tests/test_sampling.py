@@ -7,7 +7,8 @@ import pytest
 
 from sgdwalk import valley
 from sgdwalk.errors import InputError
-from sgdwalk.sampling import mean_of_steps, sampled_segment
+from sgdwalk.sampling import mean_of_steps, sampled_segment, updates_stood_for
+from sgdwalk.when import one_in
 
 ALPHA = np.linspace(0, 1, 11)
 
@@ -41,10 +42,13 @@ def test_a_segment_is_the_formula_written_out():
     def height(values):
         return (values[0] + values[-1] - 2 * min(values)) / 2
 
-    whole, one, two = curve(range(5)), curve(range(2)), curve(range(2, 5))
+    whole = curve(range(5))
+    # Two of five that lie side by side, going round, and the three others: five ways.
+    parts = [curve(rows) for rows in ([0, 1], [1, 2], [2, 3], [3, 4], [4, 0])]
+    parts += [curve(rows) for rows in ([2, 3, 4], [3, 4, 0], [4, 0, 1], [0, 1, 2], [1, 2, 3])]
     found = sampled_segment(losses, counts)
-    assert found.height == pytest.approx(2 * height(whole) - (height(one) + height(two)) / 2, rel=1e-12)
-    assert found.floor == pytest.approx(2 * min(whole) - (min(one) + min(two)) / 2, rel=1e-12)
+    assert found.height == pytest.approx(2 * height(whole) - sum(map(height, parts)) / 10, rel=1e-12)
+    assert found.floor == pytest.approx(2 * min(whole) - sum(map(min, parts)) / 10, rel=1e-12)
     assert (found.loss, found.next_loss) == pytest.approx((whole[0], whole[-1]), rel=1e-12)
     assert found.interior == (0 < int(np.argmin(whole)) < 3)
 
@@ -81,6 +85,38 @@ def test_the_interval_of_an_epochs_mean_covers_it(trend, factor):
         assert missed <= 0.1 * tries  # the promise: true coverage of at least 90 %
     else:
         assert missed > 0.3 * tries
+
+
+@pytest.mark.parametrize("dense", [4, 0])
+def test_heights_that_fall_fast_at_first_want_a_dense_start(dense):
+    """Most of the epoch's height lies in its first ten steps, as with an MLP on MNIST at a rate of 0.1."""
+    generator = np.random.default_rng(3)
+    steps = np.arange(450)
+    heights = 0.005 * (1 + 0.8 * generator.random(450)) + 0.5 * np.exp(-steps / 3)
+    errors, missed = [], 0
+    for seed in range(400):
+        due = one_in(5, seed=seed, dense=dense)
+        chosen = np.array([step for step in steps if due(int(step))])
+        drawn = heights[chosen] + 0.005 * generator.standard_normal(len(chosen))
+        found = mean_of_steps(drawn, updates_stood_for(chosen))
+        errors.append(found.value / heights.mean() - 1)
+        missed += not found.low <= heights.mean() <= found.high
+    if dense:
+        assert np.sqrt(np.mean(np.square(errors))) < 0.1
+        assert abs(np.mean(errors)) < 0.02
+        assert missed <= 0.1 * len(errors)
+    else:  # the test could fail
+        assert np.sqrt(np.mean(np.square(errors))) > 0.2
+
+
+def test_sampled_steps_stand_for_the_updates_that_are_nearest():
+    generator = np.random.default_rng(4)
+    chosen = np.array([block + generator.integers(5) for block in range(450, 900, 5)])
+    nearest = np.abs(np.arange(450, 900)[:, None] - chosen).argmin(axis=1)
+    difference = updates_stood_for(chosen) - np.bincount(nearest, minlength=len(chosen))
+    assert np.abs(difference[1:-1]).max() <= 1  # those halfway go to either
+    assert updates_stood_for(range(0, 60, 5)).tolist() == [5.0] * 12
+    assert [updates_stood_for(few).tolist() for few in ([], [7])] == [[], [1.0]]
 
 
 def test_too_few_steps_have_no_interval():

@@ -70,3 +70,21 @@ def test_descriptions():
     assert describe(sgdwalk.in_epochs(3)) == "in_epochs(3)"
     assert describe(sgdwalk.in_epochs(25, 1)) == "in_epochs(1, 25)"
     assert describe(steps) == "steps"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_step_of_each_block_is_drawn_and_blocks_grow_from_a_dense_start(seed):
+    even = steps(sgdwalk.one_in(6, seed=seed), 600)
+    assert [step // 6 for step in even] == list(range(100))
+    grown = steps(sgdwalk.one_in(5, seed=seed, dense=4), 222)
+    # Eight blocks of one, two of 2, two of 3, one of 4, and from 22 on each of 5.
+    blocks = [*range(8), 8, 10, 12, 15, 18, *range(22, 222, 5)]
+    assert [sum(start <= step for start in blocks) for step in grown] == list(range(1, len(blocks) + 1))
+    assert {step % 6 for seed in range(60) for step in steps(sgdwalk.one_in(6, seed=seed), 6)} == set(range(6))
+
+
+def test_a_dense_start_is_told_and_checked():
+    assert describe(sgdwalk.one_in(5, dense=4)) == "one_in(5, seed=0, dense=4)"
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(sgdwalk.InputError, match="dense"):
+            sgdwalk.one_in(5, dense=wrong)

@@ -16,7 +16,7 @@ import pandas as pd
 from sgdwalk.columns import SEGMENT_COLUMNS, UPDATE_COLUMNS, measure_columns
 from sgdwalk.errors import InputError
 from sgdwalk.run import UNDECIDED
-from sgdwalk.sampling import mean_of_consecutive, mean_of_steps
+from sgdwalk.sampling import mean_of_consecutive, mean_of_steps, updates_stood_for
 from sgdwalk.text import plain
 
 if TYPE_CHECKING:
@@ -123,9 +123,9 @@ def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
     where the run does not say), ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor`` with
     ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
     strictly between the iterates), ``mean_alpha_star``, ``undefined`` (sampled steps without a height). Index
-    ``epoch``, NA where the loop did not say the epoch. Intervals are of the epoch's mean, from units and steps both;
-    they are NaN with fewer than three sampled steps. Share and α* have none: each is read off noisy losses, which moves
-    it to one side.
+    ``epoch``, NA where the loop did not say the epoch. A sampled step counts as the updates that are nearer to it than
+    to any other. Intervals are of the epoch's mean, from units and steps both; they are NaN with fewer than three
+    sampled steps. Share and α* have none: each is read off noisy losses, which moves it to one side.
 
     Args:
         run: a run with :class:`sgdwalk.SampledSegments` among its measures, one step of each of many equal blocks.
@@ -155,7 +155,10 @@ def _sampled(steps: pd.DataFrame, name: str) -> dict[str, Any]:
     """The means of some steps, those among them that were sampled."""
     reason = steps.get(f"{name}_height_reason", pd.Series(None, index=steps.index, dtype="object"))
     chosen = steps[steps[f"{name}_height"].notna() | reason.notna()]
-    height, floor = mean_of_steps(chosen[f"{name}_height"]), mean_of_steps(chosen[f"{name}_floor"])
+    weights = updates_stood_for(chosen.index)
+    height, floor, bounce, alpha_star = (
+        mean_of_steps(chosen[f"{name}_{column}"], weights) for column in ("height", "floor", "interior", "alpha_star")
+    )
     units = chosen.get(f"{name}_num_units", pd.Series(dtype="float64")).dropna()
     return {
         "num_updates": len(steps),
@@ -167,8 +170,8 @@ def _sampled(steps: pd.DataFrame, name: str) -> dict[str, Any]:
         "mean_floor": floor.value,
         "floor_low": floor.low,
         "floor_high": floor.high,
-        "bounce_share": float(chosen[f"{name}_interior"].mean()),
-        "mean_alpha_star": float(chosen[f"{name}_alpha_star"].mean()),
+        "bounce_share": bounce.value,
+        "mean_alpha_star": alpha_star.value,
         "undefined": len(chosen) - height.num_steps,
     }
 

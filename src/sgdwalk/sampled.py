@@ -18,8 +18,10 @@ from sgdwalk.params import lerp_into
 from sgdwalk.sampling import NUM_UNITS, sampled_segment
 from sgdwalk.shared_layer import SharedLayer, find_shared_layer
 
-SAMPLE_ONE_IN = 15
-"""A sampled walk looks at one step of so many."""
+SAMPLE_ONE_IN = 5
+"""A sampled walk looks at one step of so many, ..."""
+DENSE = 4
+"""... and at the start of training at more: at all of the first 8, then at one of 2, of 3, and so on."""
 NODES = (0.0, 0.5, 1.0)
 """Where the model is evaluated; its outputs in between are a parabola through these."""
 OUTPUT_BYTES = 256 * 2**20

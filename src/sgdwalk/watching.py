@@ -31,7 +31,7 @@ from sgdwalk.provenance import check_resumable, provenance
 from sgdwalk.records import SCHEMA_VERSION
 from sgdwalk.replica import bare_module, batchnorm_layers
 from sgdwalk.run import CERTIFIED_COLUMNS, STEP_TABLE_COLUMNS
-from sgdwalk.sampled import NUM_UNITS, SAMPLE_ONE_IN, SampledSegments
+from sgdwalk.sampled import DENSE, NUM_UNITS, SAMPLE_ONE_IN, SampledSegments
 from sgdwalk.store import START_FILE, RunWriter, fsync_folder, holds_run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.walk import Walk, learning_rate
@@ -95,9 +95,9 @@ def watch(
         batchnorm: ``train`` takes each evaluation batch's statistics (paper, footnote 5), ``eval`` the running ones.
         method: ``exact`` evaluates every point over all data; ``certified`` the ends over all data and what lies
             between them on samples, each loss with a 95 % interval that holds for the whole segment; ``sampled``
-            looks at a few evaluation batches of one in fifteen of the steps of ``when``, for the mean height of an
-            epoch (:func:`sgdwalk.analysis.sampled_epochs`): no single segment is measured. ``exact`` where neither it
-            nor ``budget`` is given.
+            looks at a few evaluation batches of one in five of the steps of ``when``, and of more at the start of
+            training, for the mean height of an epoch (:func:`sgdwalk.analysis.sampled_epochs`): no single segment is
+            measured. ``exact`` where neither it nor ``budget`` is given.
         budget: what the watched training may cost at most, as a multiple of the unwatched one, such as 1.5: in place of
             ``method`` and ``when``, which are then chosen from the measured times of the first updates and of an
             evaluation, once, and told. Nothing is watched before; ``gauge`` is kept.
@@ -180,7 +180,7 @@ def watch(
         functions["sampled"] = SampledSegments(
             max(2, min(NUM_UNITS, len(evaluations))), num_points=num_points, seed=sampling_seed
         )
-        schedules["sampled"] = _one_of_fifteen(_bound(when, steps_per_epoch), sampling_seed)
+        schedules["sampled"] = _drawn(_bound(when, steps_per_epoch), sampling_seed)
     for key, measure in (measures or {}).items():
         functions[key] = measure.measure if isinstance(measure, At) else measure
         if when is None and not isinstance(measure, At):
@@ -323,9 +323,9 @@ def _for_this_walk(
             here.leave()
 
 
-def _one_of_fifteen(when: StepPredicate | None, seed: int) -> StepPredicate:
+def _drawn(when: StepPredicate | None, seed: int) -> StepPredicate:
     """The steps of a sampled walk among those that were asked for."""
-    drawn = one_in(SAMPLE_ONE_IN, seed=seed)
+    drawn = one_in(SAMPLE_ONE_IN, seed=seed, dense=DENSE)
     return lambda step: drawn(step) and when is not None and when(step)
 
 
