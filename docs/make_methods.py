@@ -50,13 +50,16 @@ class Measured(NamedTuple):
 
 
 def load() -> dict[str, Measured]:
-    """What is stored, by network; a network is left out where one of its two files is missing."""
+    """What is stored, by network; a network is left out where errors or prices are missing."""
     found = {}
     for net in NETS:
         paths = [RESULTS / f"error_against_cost_{net}_{part}.json" for part in ("error", "price")]
         if not all(path.exists() for path in paths):
             continue
         error, price = (json.loads(path.read_text("utf-8")) for path in paths)
+        certified = RESULTS / f"error_against_cost_{net}_certified.json"
+        if certified.exists():
+            error["summary"] += json.loads(certified.read_text("utf-8"))["summary"]
         rows = [{row["method"].partition(" (")[0]: row for row in each["summary"]} for each in (error, price)]
         found[net] = Measured(*rows, error["settings"], price["surroundings"])
     return found
@@ -90,7 +93,8 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
         yield f"### {NETS[net]}"
         yield ""
         yield (
-            f"{settings['size']:,} examples, {each.error['exact']['steps']} updates of an epoch, "
+            f"L over {settings['evaluated'] or settings['size']:,} examples, "
+            f"{each.error['exact']['steps']} updates of an epoch, "
             f"{settings['samplings']} samplings. {each.surroundings['processor']}, {each.surroundings['threads']} "
             f"thread, torch {versions['torch']}, commit {each.surroundings['commit'][:12]}; the raw numbers lie in "
             f"[error](../benchmarks/results/error_against_cost_{net}_error.json) and "
