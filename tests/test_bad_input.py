@@ -533,6 +533,96 @@ def test_a_state_dict_of_another_walk():
         walk.load_state_dict(state)
 
 
+def state_after(steps: int, *, model: nn.Module | None = None, **watch: Any) -> dict[str, Any]:
+    """A walk's state after some updates."""
+    model = nets.mlp() if model is None else model
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **watch) as walk:
+        for _ in range(steps):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        return walk.state_dict()
+
+
+@pytest.mark.parametrize("state", [{"foo": 1}, {}, [1], None, {"step": 3, "epoch": None}], ids=repr)
+def test_something_that_is_no_state_of_a_walk(state):
+    model = nets.mlp()
+    with (
+        sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=r"no walk's state: pass what walk.state_dict\(\) returned"),
+    ):
+        walk.load_state_dict(state)
+
+
+def test_the_state_of_another_run_takes_no_row_back(tmp_path):
+    """Both are of the same model, data and settings: only the run that saved it tells them apart."""
+    foreign = state_after(2, run=tmp_path / "other")
+    state_after(5, run=tmp_path / "mine")
+    before = sgdwalk.open_run(tmp_path / "mine")
+    model = nets.mlp()
+    data = nets.classification()
+    with (
+        sgdwalk.watch(
+            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, data, run=tmp_path / "mine", resume=True
+        ) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=r"(?s)saved by the run 'other'.*this is the run 'mine'.*load.*run="),
+    ):
+        walk.load_state_dict(foreign)
+    after = sgdwalk.open_run(tmp_path / "mine")
+    assert len(after.steps) == len(before.steps) == 5
+    assert list(after.events["kind"]) == list(before.events["kind"])
+
+
+def test_a_state_goes_into_no_new_folder_and_no_walk_that_has_begun(tmp_path):
+    foreign = state_after(2)
+    for watch, steps in (({"run": tmp_path / "new"}, 0), ({}, 1)):
+        model = nets.mlp()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        inputs, targets = nets.classification()
+        with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **watch) as walk:
+            for _ in range(steps):
+                functional.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+            with pytest.raises(sgdwalk.ResumeError, match="To begin a run of its own here, load no state"):
+                walk.load_state_dict(foreign)
+            assert len(walk.run.steps) == walk.step == steps
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "named"),
+    [
+        ({"num_points": 5}, {}, "settings.num_points was 5 and is 10"),
+        ({"budget": 5}, {}, "settings.method was 'chosen by the budget' and is 'exact'"),
+        ({}, {"budget": 5}, "settings.method was 'exact' and is 'chosen by the budget'"),
+        ({"config": {"seed": 1}}, {"config": {"seed": 2}}, "config.seed was 1 and is 2"),
+    ],
+    ids=["num_points", "budget into exact", "exact into budget", "config"],
+)
+def test_a_state_saved_with_other_settings(saved, now, named):
+    state = state_after(2, **saved)
+    model = nets.mlp()
+    with (
+        sgdwalk.watch(
+            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification(), **now
+        ) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=re.escape(named)),
+    ):
+        walk.load_state_dict(state)
+
+
+def test_a_walk_in_memory_that_goes_on_from_a_folder_says_where_its_first_rows_are(tmp_path):
+    state = state_after(2, run=tmp_path / "run")
+    model = nets.mlp()
+    with sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk:
+        walk.load_state_dict(state)
+        again = walk.state_dict()
+        walk.load_state_dict(again)
+    assert "missing_steps" in nets.event_kinds(walk.run)
+    says(walk.run.events["message"][0], "steps 0 to 1", "run folder")
+    assert again["run"]["id"] == state["run"]["id"] == sgdwalk.open_run(tmp_path / "run").info["id"]
+
+
 # --- notes and measures while training --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -83,3 +84,18 @@ def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn:
                 f"The measure {name!r} would be taken where segments are, and budget= chooses where, without knowing "
                 "what the measure costs. Give it steps of its own: sgdwalk.at(sgdwalk.every(10), measure)."
             )
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """What is to be kept with the run, as a run folder holds it."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise InputError(f"config={config!r} is no dict: pass names and plain values, such as {{'seed': 0}}.")
+    try:
+        return json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"config must hold plain JSON values (numbers that are finite, strings, booleans, None, lists and dicts "
+            f"of these): {error}. Pass str() or float() of what is none."
+        ) from error

@@ -23,12 +23,17 @@ from sgdwalk.isolation import isolated
 from sgdwalk.journal import Journal
 from sgdwalk.measures import Here, Measured, state_of
 from sgdwalk.measuring import Measurement, Measuring, take
+from sgdwalk.provenance import differences
 from sgdwalk.records import NAN, EpochNote, StepRecord
 from sgdwalk.run import Run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.when import StepPredicate, describe
 
 logger = logging.getLogger("sgdwalk")
+
+
+_PARTS = {"run", "step", "epoch", "journal", "trajectory", "measuring", "measures"}
+"""Keys of a walk's state."""
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -211,6 +216,7 @@ class Walk:
         self._finish_row()
         self._journal.commit(self._step, patient=True)
         return {
+            "run": self._journal.identity(),
             "step": self._step,
             "epoch": self._epoch,
             "journal": self._journal.state_dict(),
@@ -223,16 +229,15 @@ class Walk:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict()`` was taken; the model must stand there too when the next update starts.
 
+        Rows after that point are taken back. A walk in memory that has not begun takes the state of any walk with the
+        same settings and data, and is then the same run; one with a run folder takes its own run's alone.
+
         Raises:
-            ResumeError: where the state is of a model of another size.
+            ResumeError: where it is no walk's state, or that of another run; nothing is taken back then.
         """
         self._check_open()
+        self._check_state(state)
         self._finish_row()
-        saved = tuple(state["trajectory"]["start"].shape)
-        if saved != (self._trajectory.vector.size,):
-            raise ResumeError(
-                f"The walk's state is of {saved[0]:,} parameters, the optimizer has {self._trajectory.vector.size:,}."
-            )
         self._trajectory.load_state_dict(state["trajectory"])
         self._resumed_point = state["trajectory"]["point_digest"]
         if self._budgeted is not None and "budget" in state:
@@ -243,9 +248,37 @@ class Walk:
             if memory is not None and name in self._measures:
                 self._measures[name].load_state_dict(memory)  # pyright: ignore[reportFunctionMemberAccess]
         self._step, self._epoch = state["step"], state["epoch"]
-        self._journal.load_state_dict(self._step, state["journal"])
+        self._journal.load_state_dict(self._step, state["journal"], state["run"]["id"])
         self._must_load = False
         self._tell_remarks()
+
+    def _check_state(self, state: Any) -> None:
+        """Refuse a state that this walk cannot go on from, as long as nothing has been touched."""
+        if not isinstance(state, Mapping) or not _PARTS.issubset(state):
+            held = f"with the keys {', '.join(map(repr, state))}" if isinstance(state, Mapping) else "and no dict"
+            raise ResumeError(
+                f"load_state_dict() got a {type(state).__name__} {held}, which is no walk's state: pass what "
+                "walk.state_dict() returned."
+            )
+        stored, now = state["run"], self._journal.identity()
+        different = differences(stored["what"], now["what"])
+        if different:
+            raise ResumeError(
+                f"The walk's state is of another run: {'; '.join(different)}. Load a state that was saved with what "
+                "this walk was begun with, or begin the walk with what the state was saved with."
+            )
+        if stored["id"] != now["id"] and not self._journal.can_become_another:
+            raise ResumeError(
+                f"The walk's state was saved by the run {stored['name']!r} begun at {stored['created']}, and this is "
+                f"the run {now['name']!r} begun at {now['created']}: load a state that this run saved, or pass the "
+                "other one's folder as run= and resume=True. To begin a run of its own here, load no state of a walk."
+            )
+        saved = state["trajectory"]["start"].numel()
+        if saved != self._trajectory.vector.size:
+            raise ResumeError(
+                f"The walk's state is of {saved:,} parameters, the optimizer has {self._trajectory.vector.size:,}: "
+                "give it the parameters that it had when the state was saved."
+            )
 
     def close(self) -> None:
         """End the walk: hooks are removed, everything recorded is stored, the records stay readable."""

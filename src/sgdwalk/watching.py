@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices
+from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices, plain_config
 from sgdwalk.calibration import Budgeted
 from sgdwalk.certified import Certification
 from sgdwalk.data import EvaluationData, evaluation_data
@@ -146,6 +147,7 @@ def watch(
     """
     check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
     check_certification(tolerance, sampling_seed, largest_pass)
+    kept_config = plain_config(config)
     if budget is not None:
         check_budget(budget, method, when, data, loss_fn, measures or {})
         when, gauge = None, True
@@ -213,6 +215,7 @@ def watch(
     }
     info = {
         "schema_version": SCHEMA_VERSION,
+        "id": uuid.uuid4().hex,
         "name": name or (Path(run).name if run is not None else "walk"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,
@@ -222,9 +225,9 @@ def watch(
         "provenance": provenance(
             device=str(trajectory.vector.device),
             num_threads=torch.get_num_threads(),
-            seed=None if config is None else config.get("seed"),
+            seed=kept_config.get("seed"),
         ),
-        "config": dict(config or {}),
+        "config": kept_config,
     }
     writer, remarks = _open_writer(run, info, resume=resume)
     if writer is not None and writer.last_step < 0:
