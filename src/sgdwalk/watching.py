@@ -196,7 +196,7 @@ def watch(
     budgeted = None
     if budget is not None:
         assert measuring is not None
-        budgeted = Budgeted(budget, measuring, certification, steps_per_epoch)
+        budgeted = Budgeted(budget, measuring, certification, steps_per_epoch, hooked=bool(optimizers))
     settings = {
         "when": BY_BUDGET if budget is not None else None if when is None else describe(when),
         "num_points": num_points,
