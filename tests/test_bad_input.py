@@ -466,6 +466,18 @@ def test_resume_without_anything_to_resume(tmp_path):
         functional.cross_entropy(model(nets.classification()[0]), nets.classification()[1]).backward()
         optimizer.step()
     assert len(walk.run.steps) == 1
+    assert nets.event_kinds(walk.run) == ["nothing_to_resume"]
+    says(walk.run.events["message"][0], "none held no run", "anew")
+    # A checkpoint of a run whose folder is gone is no state of the new one: no rows of it are missing here.
+    foreign = state_after(3, run=tmp_path / "lost")
+    with (
+        sgdwalk.watch(
+            model, optimizer, functional.cross_entropy, nets.classification(), run=tmp_path / "fresh", resume=True
+        ) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=r"saved by the run 'lost'"),
+    ):
+        walk.load_state_dict(foreign)
+    assert nets.event_kinds(walk.run) == ["nothing_to_resume", "no_update"]
 
 
 @pytest.mark.parametrize(
@@ -519,6 +531,7 @@ def test_resume_needs_the_state_before_the_first_update(tmp_path):
         pytest.raises(sgdwalk.ResumeError, match="load_state_dict"),
     ):
         update()
+    assert len(sgdwalk.open_run(tmp_path / "run").events) == 0, "no round of optimizers was left incomplete"
 
 
 def test_a_state_dict_of_another_walk():

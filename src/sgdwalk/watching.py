@@ -121,6 +121,7 @@ def watch(
             everything back.
         precision: ``float32``: TF32 and autocast are off while L is evaluated; a float64 model stays float64.
         resume: go on with a run that ``run`` holds; ``walk.load_state_dict()`` must follow before the next update.
+            Where it holds none a new one begins, and an event says so.
         on_error: what a failure inside a measurement does: ``disable`` records it once, switches that measurement off
             and lets the training go on; ``raise`` raises.
         name: what the run is called in reports; the folder's name by default.
@@ -395,7 +396,8 @@ def _open_writer(
         return None, []
     folder = Path(run)
     if not holds_run(folder):
-        return RunWriter.create(folder, info), []
+        message = f"resume=True, and {folder} held no run to go on with: this one begins there anew."
+        return RunWriter.create(folder, info), [("nothing_to_resume", message)] if resume else []
     if not resume:
         raise RunFolderError(
             f"{folder} holds a run already: pass resume=True and load the walk's state to go on with it, or name "
