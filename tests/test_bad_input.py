@@ -406,6 +406,18 @@ def test_something_that_is_no_schedule(when):
         ("method", "quick", "exact"),
         ("steps_per_epoch", 0, "at least 1|positive"),
         ("steps_per_epoch", 2.5, "integer"),
+        ("steps_per_epoch", True, "integer"),
+        ("partition_seed", "x", "integer of at least 0.*None"),
+        ("partition_seed", -1, "at least 0"),
+        ("partition_seed", 2.5, "integer"),
+        ("partition_seed", True, "integer"),
+        ("measures", [1], "no dict.*f"),
+        ("measures", 3, "no dict"),
+        ("config", [1], "no dict"),
+        ("run", 5, "no path.*folder"),
+        ("name", 5, "str"),
+        ("gauge", "x", "True or False"),
+        ("resume", "yes", "True or False"),
     ],
 )
 def test_settings_that_do_not_exist(name, value, wanted):
@@ -417,6 +429,18 @@ def test_settings_that_do_not_exist(name, value, wanted):
 )
 def test_a_measure_named_like_a_column(measures):
     says(refusal(measures=measures), next(iter(measures)), "name")
+
+
+def test_a_measure_whose_name_is_no_text_and_a_config_that_is_not_plain():
+    says(refusal(measures={1: lambda here: 1.0}), "measures", "key 1", "str")
+    says(refusal(config={"a": torch.ones(1)}), "config", "plain JSON", "Tensor")
+    says(refusal(config={"a": math.nan}), "config", "finite")
+
+
+@pytest.mark.parametrize("model", [3, None, "mlp"])
+def test_something_that_is_no_model(model):
+    with pytest.raises(sgdwalk.InputError, match=r"model is a \w+, not a torch.nn.Module: pass"):
+        sgdwalk.watch(model, SGD(nets.mlp().parameters(), lr=0.1), functional.cross_entropy, nets.classification())
 
 
 def test_measures_that_are_no_functions():

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices, plain_config
+from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices, check_plain, plain_config
 from sgdwalk.calibration import Budgeted
 from sgdwalk.certified import Certification
 from sgdwalk.data import EvaluationData, evaluation_data
@@ -146,6 +146,7 @@ def watch(
 
     Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
+    check_plain(model, run, name, measures, {"gauge": gauge, "resume": resume})
     check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
     check_certification(tolerance, sampling_seed, largest_pass)
     kept_config = plain_config(config)
