@@ -14,6 +14,7 @@ from sgdwalk.draws import generator
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import FullLoss, as_sums
+from sgdwalk.outputs import all_finite, unmoved_kept
 from sgdwalk.params import lerp_into
 from sgdwalk.sampling import NUM_UNITS, sampled_segment
 from sgdwalk.shared_layer import SharedLayer, find_shared_layer
@@ -133,6 +134,11 @@ def unit_losses(
                 )
                 counts.append(sums.counts[0])
                 losses.append([value / counts[-1] for value in sums.sums])
+    between = [loss for row in losses for loss in row[1:-1]]
+    if not all(map(math.isfinite, between)) and all(
+        math.isfinite(loss) for row in losses for loss in (row[0], row[-1])
+    ):
+        return _evaluated(full_loss, start, end, units, alphas)  # a mask that is another one at each end, say
     return losses, counts
 
 
@@ -151,7 +157,7 @@ def _interpolated(values: Sequence[Tensor], alpha: float) -> Tensor:
         weight = math.prod((alpha - other) / (NODES[i] - other) for j, other in enumerate(NODES) if j != i)
         if weight:
             total.add_(value, alpha=weight)
-    return total
+    return total if all_finite(values) else unmoved_kept(total, values)
 
 
 def _evaluated(
