@@ -385,6 +385,23 @@ def test_a_schedule_that_did_not_fire_is_told_at_the_end(when, caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("when", [sgdwalk.every(100), lambda step: step == 0], ids=["every", "lambda"])
+def test_a_sampled_walk_that_drew_nothing_says_so(when):
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    options = {"method": "sampled", "when": when, "batch_size": 10}
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **options) as walk:
+        for _ in range(3):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    assert nets.event_kinds(walk.run) == ["never_watched"]
+    says(
+        walk.run.events["message"][0],
+        r"when=\(one_in\(15, seed=0\) & .*(every\(100\)|lambda).* did not fire in 3 steps",
+    )
+
+
 def test_a_schedule_by_epochs_needs_their_length():
     for when in (sgdwalk.in_epochs(2), sgdwalk.first_steps(3, epochs=(1, 2)), sgdwalk.every(2) | sgdwalk.in_epochs(2)):
         says(refusal(when=when), "epoch", "steps_per_epoch")

@@ -221,7 +221,7 @@ def test_the_method_samples_the_steps_that_are_asked_for():
 
 def test_the_method_needs_a_second_batch_and_its_name():
     inputs, targets = data()
-    with pytest.raises(sgdwalk.InputError, match="the data have 1: pass a smaller batch_size"):
+    with pytest.raises(sgdwalk.InputError, match="all data are a single one: pass a batch_size smaller"):
         train(net(), inputs, targets, steps=1, method="sampled", batch=240)
     with pytest.raises(sgdwalk.InputError, match="'sampled'"):
         train(net(), inputs, targets, steps=1, method="sampled", measures={"sampled": lambda here: 0.0})

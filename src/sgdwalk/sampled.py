@@ -76,7 +76,7 @@ class SampledSegments:
         if self.num_units > available:
             raise InputError(
                 f"{self.num_units} evaluation batches are to be drawn, and the data have {available}: pass a smaller "
-                "batch_size to watch(), or fewer num_units."
+                "batch_size to watch(), or a smaller num_units to SampledSegments()."
             )
         return self
 

@@ -32,7 +32,7 @@ from sgdwalk.when import StepPredicate, describe
 logger = logging.getLogger("sgdwalk")
 
 
-_PARTS = {"run", "step", "epoch", "journal", "trajectory", "measuring", "measures"}
+_PARTS = {"run", "step", "epoch", "fired", "journal", "trajectory", "measuring", "measures"}
 """Keys of a walk's state."""
 
 
@@ -101,6 +101,8 @@ class Walk:
         self._must_load = journal.holds_steps
         self._remarks = remarks
         self._disabled: set[str] = set()
+        self._fired: set[str] = set()
+        """What was due at some step: ``segment`` and names of measures."""
         self._closed = self._departed = False
         self._budgeted = budgeted
         self._timed = None if budgeted is None else Timed(self, budgeted)
@@ -219,6 +221,7 @@ class Walk:
             "run": self._journal.identity(),
             "step": self._step,
             "epoch": self._epoch,
+            "fired": sorted(self._fired),
             "journal": self._journal.state_dict(),
             "trajectory": self._trajectory.state_dict(),
             "measuring": None if self._measuring is None else self._measuring.state_dict(),
@@ -247,7 +250,7 @@ class Walk:
         for name, memory in state["measures"].items():
             if memory is not None and name in self._measures:
                 self._measures[name].load_state_dict(memory)  # pyright: ignore[reportFunctionMemberAccess]
-        self._step, self._epoch = state["step"], state["epoch"]
+        self._step, self._epoch, self._fired = state["step"], state["epoch"], set(state["fired"])
         self._journal.load_state_dict(self._step, state["journal"], state["run"]["id"])
         self._must_load = False
         self._tell_remarks()
@@ -295,9 +298,9 @@ class Walk:
 
     def _let_go(self) -> None:
         """Tell what was not as it should be, and keep nothing but the records."""
-        schedule = self._schedules["segment"]
-        never = self._measuring is not None and not self._measuring.num_watched and "segment" not in self._disabled
-        if self._step and schedule is not None and never:
+        watched = "sampled" if self._schedules["segment"] is None else "segment"
+        schedule = self._schedules.get(watched)
+        if self._step and schedule is not None and not {watched, "walk"} & (self._fired | self._disabled):
             self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
         if self._budgeted is not None and self._step and not self._must_load and "walk" not in self._disabled:
             self._tell_cost(self._budgeted)
@@ -374,6 +377,7 @@ class Walk:
         self._departed = False
         self._journal.commit_if_due()
         due = self._due()
+        self._fired |= due
         values, reasons = self._trajectory.measure(advance=not due)
         interrupted: BaseException | None = None
         try:

@@ -181,10 +181,15 @@ def watch(
     functions: dict[str, Callable[[Here], Measured]] = {}
     if sampled:
         assert evaluations is not None
+        if len(evaluations) < 2:
+            raise InputError(
+                'method="sampled" draws some evaluation batches, and all data are a single one: pass a batch_size '
+                'smaller than the data, or method="exact".'
+            )
         functions["sampled"] = SampledSegments(
-            max(2, min(NUM_UNITS, len(evaluations))), num_points=num_points, seed=sampling_seed
+            min(NUM_UNITS, len(evaluations)), num_points=num_points, seed=sampling_seed
         )
-        schedules["sampled"] = _one_of_fifteen(_bound(when, steps_per_epoch), sampling_seed)
+        schedules["sampled"] = _one_of_fifteen(_bound(when, steps_per_epoch), sampling_seed, steps_per_epoch)
     for key, measure in (measures or {}).items():
         functions[key] = measure.measure if isinstance(measure, At) else measure
         if when is None and not isinstance(measure, At):
@@ -328,10 +333,12 @@ def _for_this_walk(
             here.leave()
 
 
-def _one_of_fifteen(when: StepPredicate | None, seed: int) -> StepPredicate:
+def _one_of_fifteen(when: StepPredicate | None, seed: int, steps_per_epoch: int | None) -> StepPredicate:
     """The steps of a sampled walk among those that were asked for."""
     drawn = one_in(SAMPLE_ONE_IN, seed=seed)
-    return lambda step: drawn(step) and when is not None and when(step)
+    assert when is not None
+    asked = when if isinstance(when, When) else When(describe(when), lambda step, _: when(step))
+    return (drawn & asked).bind(steps_per_epoch)
 
 
 def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
