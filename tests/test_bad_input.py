@@ -400,6 +400,30 @@ def test_a_schedule_that_did_not_fire_is_told_at_the_end(when, caplog):
     assert len(caplog.records) == 1
 
 
+NOT_DRAWN = next(step for step in range(50) if not sgdwalk.one_in(5, dense=4)(step))
+
+
+@pytest.mark.parametrize(
+    "when",
+    [sgdwalk.every(100) & sgdwalk.first_steps(2, epochs=(3,)), lambda step: step == NOT_DRAWN],
+    ids=["When", "lambda"],
+)
+def test_a_sampled_walk_that_drew_nothing_says_so(when):
+    model = nets.mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    options = {"method": "sampled", "when": when, "batch_size": 10, "steps_per_epoch": 6}
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **options) as walk:
+        for _ in range(NOT_DRAWN + 1):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    assert nets.event_kinds(walk.run) == ["never_watched"]
+    says(
+        walk.run.events["message"][0],
+        rf"when=\(one_in\(5, seed=0, dense=4\) & .*(every\(100\)|lambda).* did not fire in {NOT_DRAWN + 1} steps",
+    )
+
+
 def test_a_schedule_by_epochs_needs_their_length():
     for when in (sgdwalk.in_epochs(2), sgdwalk.first_steps(3, epochs=(1, 2)), sgdwalk.every(2) | sgdwalk.in_epochs(2)):
         says(refusal(when=when), "epoch", "steps_per_epoch")
@@ -421,6 +445,18 @@ def test_something_that_is_no_schedule(when):
         ("method", "quick", "exact"),
         ("steps_per_epoch", 0, "at least 1|positive"),
         ("steps_per_epoch", 2.5, "integer"),
+        ("steps_per_epoch", True, "integer"),
+        ("partition_seed", "x", "integer of at least 0.*None"),
+        ("partition_seed", -1, "at least 0"),
+        ("partition_seed", 2.5, "integer"),
+        ("partition_seed", True, "integer"),
+        ("measures", [1], "no dict.*f"),
+        ("measures", 3, "no dict"),
+        ("config", [1], "no dict"),
+        ("run", 5, "no path.*folder"),
+        ("name", 5, "str"),
+        ("gauge", "x", "True or False"),
+        ("resume", "yes", "True or False"),
     ],
 )
 def test_settings_that_do_not_exist(name, value, wanted):
@@ -432,6 +468,18 @@ def test_settings_that_do_not_exist(name, value, wanted):
 )
 def test_a_measure_named_like_a_column(measures):
     says(refusal(measures=measures), next(iter(measures)), "name")
+
+
+def test_a_measure_whose_name_is_no_text_and_a_config_that_is_not_plain():
+    says(refusal(measures={1: lambda here: 1.0}), "measures", "key 1", "str")
+    says(refusal(config={"a": torch.ones(1)}), "config", "plain JSON", "Tensor")
+    says(refusal(config={"a": math.nan}), "config", "finite")
+
+
+@pytest.mark.parametrize("model", [3, None, "mlp"])
+def test_something_that_is_no_model(model):
+    with pytest.raises(sgdwalk.InputError, match=r"model is a \w+, not a torch.nn.Module: pass"):
+        sgdwalk.watch(model, SGD(nets.mlp().parameters(), lr=0.1), functional.cross_entropy, nets.classification())
 
 
 def test_measures_that_are_no_functions():
@@ -481,6 +529,18 @@ def test_resume_without_anything_to_resume(tmp_path):
         functional.cross_entropy(model(nets.classification()[0]), nets.classification()[1]).backward()
         optimizer.step()
     assert len(walk.run.steps) == 1
+    assert nets.event_kinds(walk.run) == ["nothing_to_resume"]
+    says(walk.run.events["message"][0], "none held no run", "anew")
+    # A checkpoint of a run whose folder is gone is no state of the new one: no rows of it are missing here.
+    foreign = state_after(3, run=tmp_path / "lost")
+    with (
+        sgdwalk.watch(
+            model, optimizer, functional.cross_entropy, nets.classification(), run=tmp_path / "fresh", resume=True
+        ) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=r"saved by the run 'lost'"),
+    ):
+        walk.load_state_dict(foreign)
+    assert nets.event_kinds(walk.run) == ["nothing_to_resume", "no_update"]
 
 
 @pytest.mark.parametrize(
@@ -534,6 +594,7 @@ def test_resume_needs_the_state_before_the_first_update(tmp_path):
         pytest.raises(sgdwalk.ResumeError, match="load_state_dict"),
     ):
         update()
+    assert len(sgdwalk.open_run(tmp_path / "run").events) == 0, "no round of optimizers was left incomplete"
 
 
 def test_a_state_dict_of_another_walk():
@@ -546,6 +607,96 @@ def test_a_state_dict_of_another_walk():
         pytest.raises(sgdwalk.ResumeError, match="parameters"),
     ):
         walk.load_state_dict(state)
+
+
+def state_after(steps: int, *, model: nn.Module | None = None, **watch: Any) -> dict[str, Any]:
+    """A walk's state after some updates."""
+    model = nets.mlp() if model is None else model
+    optimizer = SGD(model.parameters(), lr=0.1)
+    inputs, targets = nets.classification()
+    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **watch) as walk:
+        for _ in range(steps):
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+        return walk.state_dict()
+
+
+@pytest.mark.parametrize("state", [{"foo": 1}, {}, [1], None, {"step": 3, "epoch": None}], ids=repr)
+def test_something_that_is_no_state_of_a_walk(state):
+    model = nets.mlp()
+    with (
+        sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=r"no walk's state: pass what walk.state_dict\(\) returned"),
+    ):
+        walk.load_state_dict(state)
+
+
+def test_the_state_of_another_run_takes_no_row_back(tmp_path):
+    """Both are of the same model, data and settings: only the run that saved it tells them apart."""
+    foreign = state_after(2, run=tmp_path / "other")
+    state_after(5, run=tmp_path / "mine")
+    before = sgdwalk.open_run(tmp_path / "mine")
+    model = nets.mlp()
+    data = nets.classification()
+    with (
+        sgdwalk.watch(
+            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, data, run=tmp_path / "mine", resume=True
+        ) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=r"(?s)saved by the run 'other'.*this is the run 'mine'.*load.*run="),
+    ):
+        walk.load_state_dict(foreign)
+    after = sgdwalk.open_run(tmp_path / "mine")
+    assert len(after.steps) == len(before.steps) == 5
+    assert list(after.events["kind"]) == list(before.events["kind"])
+
+
+def test_a_state_goes_into_no_new_folder_and_no_walk_that_has_begun(tmp_path):
+    foreign = state_after(2)
+    for watch, steps in (({"run": tmp_path / "new"}, 0), ({}, 1)):
+        model = nets.mlp()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        inputs, targets = nets.classification()
+        with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **watch) as walk:
+            for _ in range(steps):
+                functional.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+            with pytest.raises(sgdwalk.ResumeError, match="To begin a run of its own here, load no state"):
+                walk.load_state_dict(foreign)
+            assert len(walk.run.steps) == walk.step == steps
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "named"),
+    [
+        ({"num_points": 5}, {}, "settings.num_points was 5 and is 10"),
+        ({"budget": 5}, {}, "settings.method was 'chosen by the budget' and is 'exact'"),
+        ({}, {"budget": 5}, "settings.method was 'exact' and is 'chosen by the budget'"),
+        ({"config": {"seed": 1}}, {"config": {"seed": 2}}, "config.seed was 1 and is 2"),
+    ],
+    ids=["num_points", "budget into exact", "exact into budget", "config"],
+)
+def test_a_state_saved_with_other_settings(saved, now, named):
+    state = state_after(2, **saved)
+    model = nets.mlp()
+    with (
+        sgdwalk.watch(
+            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification(), **now
+        ) as walk,
+        pytest.raises(sgdwalk.ResumeError, match=re.escape(named)),
+    ):
+        walk.load_state_dict(state)
+
+
+def test_a_walk_in_memory_that_goes_on_from_a_folder_says_where_its_first_rows_are(tmp_path):
+    state = state_after(2, run=tmp_path / "run")
+    model = nets.mlp()
+    with sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk:
+        walk.load_state_dict(state)
+        again = walk.state_dict()
+        walk.load_state_dict(again)
+    assert "missing_steps" in nets.event_kinds(walk.run)
+    says(walk.run.events["message"][0], "steps 0 to 1", "run folder")
+    assert again["run"]["id"] == state["run"]["id"] == sgdwalk.open_run(tmp_path / "run").info["id"]
 
 
 # --- notes and measures while training --------------------------------------------------------------------------------

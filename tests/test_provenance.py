@@ -112,7 +112,7 @@ def test_nothing_changed_is_resumable_without_a_word():
     [
         (("settings", "num_points"), 20, "settings.num_points was 10 and is 20"),
         (("settings", "measures"), [], r"settings.measures was \['sharpness'\] and is \[\]"),
-        (("settings", "new"), 1, r"settings.new was '\(absent\)' and is 1"),
+        (("settings", "new"), 1, "settings.new was not set and is 1"),
         (("data", "fingerprint"), "4567", "data.fingerprint was '0123' and is '4567'"),
         (("model", "num_parameters"), 43, "model.num_parameters was 42 and is 43"),
         (("config", "epochs"), 4, "config.epochs was 3 and is 4"),
@@ -126,7 +126,7 @@ def test_another_run_is_refused_naming_the_difference(path, to, message):
 
 def test_all_differences_are_named_at_once():
     now = changed("settings", "num_points", to=20) | {"config": {}}
-    with pytest.raises(ResumeError, match=r"num_points was 10 and is 20; config.epochs was 3 and is '\(absent\)'"):
+    with pytest.raises(ResumeError, match=r"num_points was 10 and is 20; config.epochs was 3 and is not set"):
         check_resumable(INFO, now)
 
 

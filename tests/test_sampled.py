@@ -223,7 +223,35 @@ def test_the_method_samples_the_steps_that_are_asked_for():
 
 def test_the_method_needs_a_second_batch_and_its_name():
     inputs, targets = data()
-    with pytest.raises(sgdwalk.InputError, match="the data have 1: pass a smaller batch_size"):
+    with pytest.raises(sgdwalk.InputError, match="all data are a single one: pass a batch_size smaller"):
         train(net(), inputs, targets, steps=1, method="sampled", batch=240)
     with pytest.raises(sgdwalk.InputError, match="'sampled'"):
         train(net(), inputs, targets, steps=1, method="sampled", measures={"sampled": lambda here: 0.0})
+
+
+class Masked(nn.Module):
+    """The last of five logits is out of the question: everywhere, or as soon as the first bias has moved."""
+
+    def __init__(self, *, later=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 5)
+        self.start = self.layer.bias[0].item() if later else None
+
+    def forward(self, inputs):
+        masked = torch.arange(5) == 4
+        if self.start is not None:
+            masked = masked & (self.layer.bias[0] != self.start)
+        return torch.where(masked, -torch.inf, 3 * self.layer(inputs).tanh())
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at every node", "at some nodes"])
+def test_masked_logits_have_a_height(later):
+    """-inf at every node is -inf in between; where the mask is another one at each end, every point is evaluated."""
+    inputs, targets = data()
+    run, _ = train(Masked(later=later), inputs, targets, steps=4, when=sgdwalk.every(1), measures=sampled(12))
+    steps = run.steps
+    assert steps["sampled_height"].notna().all()
+    np.testing.assert_allclose(steps["sampled_height"], steps["height"], rtol=0.02)
+    if later:
+        assert steps["sampled_height"][0] == pytest.approx(steps["height"][0], rel=1e-5)

@@ -32,7 +32,7 @@ class Clock:
     """Advances by a step for a forward pass of the training, by less for one of an evaluation, by little when read."""
 
     def __init__(self, monkeypatch):
-        self.seconds, self.evaluation, self.training = 0.0, 0.0, 0.0
+        self.seconds, self.evaluation, self.training, self.slowed = 0.0, 0.0, 0.0, 1.0
         monkeypatch.setattr(calibration, "now", self.read)
 
     def read(self, device):
@@ -43,7 +43,7 @@ class Clock:
         if sgdwalk.is_measuring():
             self.seconds += self.evaluation
         else:
-            self.seconds += STEP
+            self.seconds += STEP * self.slowed
             self.training += STEP
 
 
@@ -165,7 +165,8 @@ def test_costs_are_what_the_clock_says(clock, monkeypatch):
     (costs,) = seen
     # A reading of the clock takes a little, too, on whichever side it falls.
     assert costs.step == pytest.approx(STEP, abs=COLUMNS)
-    assert costs.columns == pytest.approx(COLUMNS / 2, rel=1e-6)
+    # The hooks themselves, twenty calls of which are timed together, are no part of the step.
+    assert costs.columns == pytest.approx(COLUMNS / 2 + COLUMNS / READS / calibration.CALLS, rel=1e-6)
     # Four batches of 20 were timed; the forty-one of 810 hold 19.76 on average.
     assert costs.evaluation == pytest.approx(0.05 * 4 * (810 / 41) / 80, rel=0.01)
     assert costs.look == pytest.approx(3 * costs.evaluation, rel=0.1)
@@ -215,6 +216,31 @@ def test_the_cost_that_was_met_is_told_at_the_end(clock, method):
     # The first step of the training passed before the first update, so that it was not seen.
     assert told == pytest.approx((clock.seconds - before - STEP) / (clock.training - STEP), abs=0.01)
     assert told < 5
+
+
+@pytest.mark.parametrize("method", ["exact", "sampled"])
+def test_steps_that_the_watching_slows_down_are_its_cost(clock, method):
+    model, optimizer = built(clock)
+    with watched(clock, model, optimizer, EVALUATION[method]) as walk:
+        before = clock.seconds
+        train(model, optimizer, range(CHOSEN))
+        clock.slowed = 1.5
+        train(model, optimizer, range(CHOSEN, 100))
+    (told,) = map(float, re.findall(r"took (\S+) times", walk.run.events.iloc[-1]["message"]))
+    assert told == pytest.approx((clock.seconds - before - STEP) / (clock.training - STEP), abs=0.02)
+    assert "a step counted as the 1,000 ms" in walk.run.events.iloc[-1]["message"]
+
+
+def test_a_pause_between_updates_is_the_loops_own_time(clock):
+    model, optimizer = built(clock)
+    with watched(clock, model, optimizer, EVALUATION["exact"]) as walk:
+        before = clock.seconds
+        train(model, optimizer, range(50))
+        clock.seconds += 100 * STEP  # a validation, say
+        clock.training += 100 * STEP
+        train(model, optimizer, range(50, 100))
+    (told,) = map(float, re.findall(r"took (\S+) times", walk.run.events.iloc[-1]["message"]))
+    assert told == pytest.approx((clock.seconds - before - STEP) / (clock.training - STEP), abs=0.03)
 
 
 def test_a_training_too_short_to_be_timed_says_so(clock, caplog):

@@ -487,3 +487,25 @@ def test_batches_of_different_widths_are_sampled_each_with_its_like():
         runs.append(walk.run)
     assert (runs[0].steps["looks"] < 3).any()
     assert_holds(*runs)
+
+
+class Masked(nn.Module):
+    """The last of four logits is out of the question."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+
+    def forward(self, inputs):
+        output = self.body(inputs)
+        return torch.cat([output, torch.full_like(output[:, :1], -torch.inf)], dim=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"largest_pass": 500}], ids=["ends over all data", "ends sampled"])
+def test_masked_logits_are_no_reason_for_the_exact_losses(options):
+    """-inf at both ends is -inf in between, and no move that a sample must look at."""
+    found = walked(Masked(), tolerance=0.2, **CERTIFIED, **options)
+    assert found.steps["height"].notna().all()
+    assert (found.steps["looks"] < 3).sum() >= UPDATES // 2
+    if not options:
+        assert_holds(found, walked(Masked(), on_error="raise"))

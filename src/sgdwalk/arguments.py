@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from sgdwalk.errors import InputError
 from sgdwalk.measures import At
@@ -41,8 +45,28 @@ def check_choices(
             f"num_points={num_points!r}: a segment needs at least 2 intervals to have a point between its ends "
             "(the paper has 10)."
         )
-    if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+    if steps_per_epoch is not None and (
+        isinstance(steps_per_epoch, bool) or not isinstance(steps_per_epoch, int) or steps_per_epoch < 1
+    ):
         raise InputError(f"steps_per_epoch must be an integer of at least 1, got {steps_per_epoch!r}.")
+
+
+def check_plain(model: Any, run: Any, name: Any, measures: Any, flags: Mapping[str, Any]) -> None:
+    """Arguments whose kind is all that can be wrong with them."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module: pass the module that is trained.")
+    if run is not None and not isinstance(run, (str, os.PathLike)):
+        raise InputError(f"run={run!r} is no path: name the folder to keep the records in, or pass None.")
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"name={name!r} is no text: pass what the run is to be called in reports, as a str.")
+    if measures is not None and not isinstance(measures, Mapping):
+        raise InputError(f'measures={measures!r} is no dict: pass {{"name": f}}, with f(here) returning a float.')
+    for key in measures or {}:
+        if not isinstance(key, str):
+            raise InputError(f"measures has the key {key!r}, and a measure is a column: name it with a str.")
+    for flag, value in flags.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{flag}={value!r}: True or False is wanted.")
 
 
 def check_certification(tolerance: Any, seed: Any, largest_pass: Any) -> None:
@@ -83,3 +107,18 @@ def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn:
                 f"The measure {name!r} would be taken where segments are, and budget= chooses where, without knowing "
                 "what the measure costs. Give it steps of its own: sgdwalk.at(sgdwalk.every(10), measure)."
             )
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """What is to be kept with the run, as a run folder holds it."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise InputError(f"config={config!r} is no dict: pass names and plain values, such as {{'seed': 0}}.")
+    try:
+        return json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"config must hold plain JSON values (numbers that are finite, strings, booleans, None, lists and dicts "
+            f"of these): {error}. Pass str() or float() of what is none."
+        ) from error

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from sgdwalk.budget import PLANNED_SHARE, Costs, Plan, choose
 from sgdwalk.certified import Certification
-from sgdwalk.hooks import Listener
+from sgdwalk.hooks import Listener, UpdateHooks
 from sgdwalk.measures import Here, Measured
 from sgdwalk.measuring import Measuring
 from sgdwalk.outputs import floats
@@ -38,6 +38,10 @@ BATCHES = 4
 """Evaluation batches that are timed together; one alone where it takes longer than a step."""
 REPEATS = 3
 """Evaluations whose median counts, after one that does not; one alone where a batch takes longer than a step."""
+CALLS = 20
+"""Calls of the hooks that are timed together."""
+PAUSE = 4
+"""Times a step beyond which what passes between two updates is no slow step, but something else that the loop does."""
 
 Schedules = dict[str, StepPredicate | None]
 Measures = dict[str, Callable[[Here], Measured]]
@@ -65,15 +69,30 @@ class Budgeted:
         measuring: evaluates L.
         certification: how certified segments are wanted, if it comes to them; its seed draws the watched updates too.
         steps_per_epoch: updates an epoch, None where it is not known.
+        hooked: whether updates are seen through optimizer hooks, not told by hand.
     """
 
-    def __init__(self, budget: float, measuring: Measuring, certification: Certification, steps_per_epoch: int | None):
+    def __init__(
+        self,
+        budget: float,
+        measuring: Measuring,
+        certification: Certification,
+        steps_per_epoch: int | None,
+        hooked: bool,
+    ):
         self.budget = budget
         self.training_seconds = self.watching_seconds = 0.0
         """Since the first update: outside and inside the walk's part of the hooks."""
+        self.unwatched_seconds = 0.0
+        """What the training would have taken by itself; see :meth:`step_done`."""
+        self.step_seconds: float | None = None
+        """A training step by itself; None before enough were timed."""
+        self._counted = 0.0
+        """The training's seconds that are in ``unwatched_seconds`` already."""
         self._measuring = measuring
         self._certification = certification
         self._steps_per_epoch = steps_per_epoch
+        self._hooked = hooked
         self._device = measuring.full_loss.site.vector.device
         self._plan: Plan | None = None
         self._left: float | None = None
@@ -94,7 +113,14 @@ class Budgeted:
             self.watching_seconds += self._left - entered
 
     def step_done(self) -> bool:
-        """Take note of an update; True where enough of them are timed to choose."""
+        """Take note of an update; True where enough of them are timed to choose.
+
+        The training's own steps are slower beside evaluations, which take the caches from them: so each counts as at
+        most what one took before the first evaluation. What lasts far longer is a pause, the loop's own work.
+        """
+        seconds, self._counted = self.training_seconds - self._counted, self.training_seconds
+        step = self.step_seconds
+        self.unwatched_seconds += seconds if step is None else min(seconds, step) + max(0.0, seconds - PAUSE * step)
         if self._plan is not None or len(self._steps) == WARM_UP + TIMED:
             return False
         self._steps.append((self.training_seconds, self.watching_seconds))
@@ -102,11 +128,17 @@ class Budgeted:
 
     def met(self) -> str:
         """What the watching came to, in words."""
-        if not self.training_seconds:
+        if not self.unwatched_seconds:
             return ""
-        multiple = number(1 + self.watching_seconds / self.training_seconds)
+        total = self.training_seconds + self.watching_seconds
+        told = (
+            f"From its first update the training took {number(total / self.unwatched_seconds)} times as long as by "
+            f"itself (budget {self.budget:g})"
+        )
+        if self.step_seconds is None:
+            return f"{told}."
         return (
-            f"From its first update the training took {multiple} times as long as by itself (budget {self.budget:g})."
+            f"{told}, a step counted as the {number(1000 * self.step_seconds)} ms that it took before any evaluation."
         )
 
     # --- the choice --------------------------------------------------------------------------------------------------
@@ -122,7 +154,9 @@ class Budgeted:
             statistics.median(later - earlier for earlier, later in itertools.pairwise(totals))
             for totals in zip(*self._steps[WARM_UP - 1 :], strict=True)
         )
-        costs = self._costs(max(step, 1e-9), columns, commit)
+        hooks = self._hook_seconds()
+        step = self.step_seconds = max(step - hooks, 1e-9)
+        costs = self._costs(step, columns + hooks, commit)
         plan = choose(
             costs,
             self.budget,
@@ -189,6 +223,26 @@ class Budgeted:
             keeps_start=unmoved and 2 * size * data.num_examples <= KEPT_BYTES,
         )
 
+    def _hook_seconds(self) -> float:
+        """What the hooks of an update take by themselves, before and after the walk's part of them."""
+        if not self._hooked:
+            return 0.0
+        stand_in = SGD([torch.zeros(1, requires_grad=True)])
+        hooks = UpdateHooks([stand_in], Silent())
+        before, after = (
+            next(iter(each.values()))
+            for each in (stand_in._optimizer_step_pre_hooks, stand_in._optimizer_step_post_hooks)
+        )
+
+        def call() -> None:
+            for _ in range(CALLS):
+                before(stand_in, (stand_in,), {})
+                after(stand_in, (stand_in,), {})
+
+        seconds = self._median(call, REPEATS) / CALLS
+        hooks.remove()
+        return seconds
+
     def _median(self, run: Callable[[], object], repeats: int) -> float:
         if repeats > 1:
             run()
@@ -203,13 +257,31 @@ class Budgeted:
 
     def state_dict(self) -> dict[str, Any]:
         plan = None if self._plan is None else dataclasses.asdict(self._plan)
-        return {"plan": plan, "training_seconds": self.training_seconds, "watching_seconds": self.watching_seconds}
+        return {
+            "plan": plan,
+            "training_seconds": self.training_seconds,
+            "watching_seconds": self.watching_seconds,
+            "unwatched_seconds": self.unwatched_seconds,
+            "step_seconds": self.step_seconds,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Plan | None:
         """Go on with the account; returns the plan to be held to, None where none was made yet."""
         self.training_seconds, self.watching_seconds = state["training_seconds"], state["watching_seconds"]
+        self.unwatched_seconds, self.step_seconds = state["unwatched_seconds"], state["step_seconds"]
+        self._counted = self.training_seconds
         self._left, self._steps = None, []
         return None if state["plan"] is None else Plan(**state["plan"])
+
+
+class Silent:
+    """A listener that does nothing with what it is told."""
+
+    def before_update(self) -> None: ...
+    def gradients_final(self, optimizer: Optimizer, *, keep: bool) -> None: ...
+    def after_update(self) -> None: ...
+    def update_skipped(self) -> None: ...
+    def round_incomplete(self) -> None: ...
 
 
 class Timed:

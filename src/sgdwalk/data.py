@@ -152,8 +152,13 @@ def evaluation_data(
         batchnorm: whether the model has BatchNorm layers that take each batch's statistics.
 
     Raises:
-        InputError: for data that are empty, of unequal lengths, readable once only, or random.
+        InputError: for data that are empty, of unequal lengths, readable once only, or random; for a seed that is none.
     """
+    seed = partition_seed
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise InputError(
+            f"partition_seed must be an integer of at least 0, or None for the data's order; got {seed!r}."
+        )
     if isinstance(data, DataLoader):
         return _from_loader(data, batch_size, partition_seed, batchnorm=batchnorm)
     if _is_tensors(data):

@@ -20,4 +20,4 @@ class CheckpointError(SgdwalkError):
 
 
 class ResumeError(SgdwalkError):
-    """A run that cannot be continued: its settings or data are not those it was started with."""
+    """A run that cannot be continued: settings, data or the state that is loaded are not its own."""

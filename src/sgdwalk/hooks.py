@@ -117,11 +117,13 @@ class UpdateHooks:
 
     def _finish_round(self) -> None:
         self._open = False
+        if not self._stepped:  # an exception broke it off before the first step was done
+            return
         if len(self._stepped) < len(self._optimizers):
             self._listener.round_incomplete()
-        if self._stepped and len(self._skipped) == len(self._stepped):
+        if len(self._skipped) == len(self._stepped):
             self._listener.update_skipped()
-        elif self._stepped:
+        else:
             self._listener.after_update()
 
     def _with_first_gradient(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sgdwalk.provenance import identity
 from sgdwalk.records import EpochNote, Event, SegmentPoint, StepRecord
 from sgdwalk.run import Run
 from sgdwalk.store import RunWriter
@@ -41,6 +42,15 @@ class Journal:
         if self._writer is not None:
             return Run(*self._writer.read(), path=self._writer.folder)
         return Run(self.info, self._steps, self._notes, self._events)
+
+    @property
+    def can_become_another(self) -> bool:
+        """Whether the journal may be that of another run from here on: a run folder says whose it is."""
+        return self._writer is None and not self._steps
+
+    def identity(self) -> dict[str, Any]:
+        """Which run this is, and what makes it that one; plain values."""
+        return {**{key: self.info.get(key) for key in ("id", "name", "created")}, "what": identity(self.info)}
 
     def append(self, record: StepRecord) -> None:
         self._steps.append(record) if self._writer is None else self._writer.append(record)
@@ -79,8 +89,8 @@ class Journal:
         plain = {name: [dataclasses.asdict(record) for record in records] for name, records in parts.items()}
         return {"num_events": self._num_events, "records": plain if self._writer is None else None}
 
-    def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
-        """Go back to where the walk stood before update ``step``."""
+    def load_state_dict(self, step: int, state: Mapping[str, Any], run: str) -> None:
+        """Go back to where the walk stood before update ``step``, as the run whose state it is."""
         self._num_events = state["num_events"]
         if self._writer is not None:
             self._writer.rewind(step, self._num_events)
@@ -89,7 +99,9 @@ class Journal:
                 message = f"The rows of steps {stored} to {step - 1} were not stored before the run ended."
                 self.event(step, "missing_steps", message, show=True)
             self.event(step, "resumed", f"Resumed before step {step}.")
-        elif state["records"] is not None:
+            return
+        self.info = {**self.info, "id": run}
+        if state["records"] is not None:
             plain = state["records"]
             self._steps = [
                 StepRecord(**{**record, "segment": tuple(SegmentPoint(**point) for point in record["segment"])})
@@ -97,6 +109,9 @@ class Journal:
             ]
             self._notes = [EpochNote(**note) for note in plain["notes"]]
             self._events = [Event(**event) for event in plain["events"]]
+        elif step:
+            message = f"The rows of steps 0 to {step - 1} are in the run folder that the walk had until here."
+            self.event(step, "missing_steps", message, show=True)
 
     def close(self) -> str | None:
         """Store everything and let go of the folder; returns what could not be stored, in words."""

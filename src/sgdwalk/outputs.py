@@ -145,13 +145,28 @@ def _mix(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     total = factors[:, 0].reshape(shape) * tensors[0]
     for node, tensor in enumerate(tensors[1:], 1):
         total.addcmul_(factors[:, node].reshape(shape), tensor)
-    return total
+    return total if all_finite(tensors) else unmoved_kept(total, tensors)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every entry is finite; where their sums are not, as those of very large ones, it may say no."""
+    return bool(torch.stack([tensor.sum() for tensor in tensors]).isfinite().all())
+
+
+def unmoved_kept(mixed: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """What was interpolated, with each entry at which all nodes agree as it is there.
+
+    A masked logit is -inf at every node, and a sum of -inf times weights of both signs, or times 0, is NaN.
+    """
+    same = torch.stack([tensor == tensors[0] for tensor in tensors[1:]]).all(dim=0)
+    return torch.where(same, tensors[0], mixed)
 
 
 def squared_moves(starts: Sequence[Tensor], ends: Sequence[Tensor]) -> Tensor:
     """Squared distance of two outputs of one unit or batch, for each row.  # (rows,), or () where there are none"""
     total: Tensor | float = 0.0
     for start, end in zip(starts, ends, strict=True):
-        squared = (end - start).square()
+        move = end - start
+        squared = (move if all_finite([move]) else torch.where(start == end, 0.0, move)).square()
         total = total + (squared.flatten(1).sum(1) if squared.dim() > 1 else squared)
     return torch.as_tensor(total)

@@ -14,7 +14,7 @@ import sgdwalk
 from sgdwalk.errors import ResumeError
 
 _GIT_SECONDS = 10  # a work tree on a slow network disk must not hold up the training
-_ABSENT = "(absent)"
+_ABSENT = object()
 _MUST_AGREE = ("settings", "data", "model", "config")
 _SHOULD_AGREE = ("sgdwalk", "python", "torch", "numpy", "platform", "device", "num_threads", "commit")
 
@@ -70,17 +70,30 @@ def check_resumable(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     >>> check_resumable(before, before | {"provenance": {"torch": "2.13.0"}})
     ["torch was '2.12.0' and is '2.13.0'"]
     """
-    now = json.loads(json.dumps(now))  # a tuple here is a list there
-    differences = [text for key in _MUST_AGREE for text in _differences(key, stored.get(key), now.get(key))]
-    classes = [[optimizer["class"] for optimizer in info.get("optimizers", [])] for info in (stored, now)]
-    differences += _differences("optimizers", *classes)
-    if differences:
+    different = differences(identity(stored), identity(now))
+    if different:
         raise ResumeError(
-            f"the run in this folder is another one: {'; '.join(differences)}. "
+            f"the run in this folder is another one: {'; '.join(different)}. "
             "Go on with what it was begun with, or give the new run a folder of its own."
         )
     made_by, makes_now = stored.get("provenance", {}), now.get("provenance", {})
     return [text for key in _SHOULD_AGREE for text in _differences(key, made_by.get(key), makes_now.get(key))]
+
+
+def identity(info: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the one that it is, out of what describes it; plain JSON values."""
+    alike = {key: info.get(key) for key in _MUST_AGREE}
+    alike["optimizers"] = [optimizer["class"] for optimizer in info.get("optimizers", [])]
+    return json.loads(json.dumps(alike))  # a tuple here is a list in run.json
+
+
+def differences(stored: Any, now: Any) -> list[str]:
+    """In words, each difference of two runs' :func:`identity`.
+
+    >>> differences({"settings": {"method": "exact"}}, {"settings": {"method": "certified", "tolerance": 0.05}})
+    ["settings.method was 'exact' and is 'certified'", 'settings.tolerance was not set and is 0.05']
+    """
+    return [text for key in dict.fromkeys([*stored, *now]) for text in _differences(key, stored.get(key), now.get(key))]
 
 
 def _differences(key: str, stored: Any, now: Any) -> Iterator[str]:
@@ -88,7 +101,11 @@ def _differences(key: str, stored: Any, now: Any) -> Iterator[str]:
         for name in dict.fromkeys([*stored, *now]):
             yield from _differences(f"{key}.{name}", stored.get(name, _ABSENT), now.get(name, _ABSENT))
     elif stored != now:
-        yield f"{key} was {stored!r} and is {now!r}"
+        yield f"{key} was {_told(stored)} and is {_told(now)}"
+
+
+def _told(value: Any) -> str:
+    return "not set" if value is _ABSENT else repr(value)
 
 
 def _git(*arguments: str) -> str | None:

@@ -14,6 +14,7 @@ from sgdwalk.draws import generator
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import FullLoss, as_sums
+from sgdwalk.outputs import all_finite, unmoved_kept
 from sgdwalk.params import lerp_into
 from sgdwalk.sampling import NUM_UNITS, sampled_segment
 from sgdwalk.shared_layer import SharedLayer, find_shared_layer
@@ -77,7 +78,7 @@ class SampledSegments:
         if self.num_units > available:
             raise InputError(
                 f"{self.num_units} evaluation batches are to be drawn, and the data have {available}: pass a smaller "
-                "batch_size to watch(), or fewer num_units."
+                "batch_size to watch(), or a smaller num_units to SampledSegments()."
             )
         return self
 
@@ -136,6 +137,11 @@ def unit_losses(
                 )
                 counts.append(sums.counts[0])
                 losses.append([value / counts[-1] for value in sums.sums])
+    between = [loss for row in losses for loss in row[1:-1]]
+    if not all(map(math.isfinite, between)) and all(
+        math.isfinite(loss) for row in losses for loss in (row[0], row[-1])
+    ):
+        return _evaluated(full_loss, start, end, units, alphas)  # a mask that is another one at each end, say
     return losses, counts
 
 
@@ -154,7 +160,7 @@ def _interpolated(values: Sequence[Tensor], alpha: float) -> Tensor:
         weight = math.prod((alpha - other) / (NODES[i] - other) for j, other in enumerate(NODES) if j != i)
         if weight:
             total.add_(value, alpha=weight)
-    return total
+    return total if all_finite(values) else unmoved_kept(total, values)
 
 
 def _evaluated(

@@ -23,12 +23,17 @@ from sgdwalk.isolation import isolated
 from sgdwalk.journal import Journal
 from sgdwalk.measures import Here, Measured, state_of
 from sgdwalk.measuring import Measurement, Measuring, take
+from sgdwalk.provenance import differences
 from sgdwalk.records import NAN, EpochNote, StepRecord
 from sgdwalk.run import Run
 from sgdwalk.trajectory import Trajectory
 from sgdwalk.when import StepPredicate, describe
 
 logger = logging.getLogger("sgdwalk")
+
+
+_PARTS = {"run", "step", "epoch", "fired", "journal", "trajectory", "measuring", "measures"}
+"""Keys of a walk's state."""
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -96,6 +101,8 @@ class Walk:
         self._must_load = journal.holds_steps
         self._remarks = remarks
         self._disabled: set[str] = set()
+        self._fired: set[str] = set()
+        """What was due at some step: ``segment`` and names of measures."""
         self._closed = self._departed = False
         self._budgeted = budgeted
         self._timed = None if budgeted is None else Timed(self, budgeted)
@@ -211,8 +218,10 @@ class Walk:
         self._finish_row()
         self._journal.commit(self._step, patient=True)
         return {
+            "run": self._journal.identity(),
             "step": self._step,
             "epoch": self._epoch,
+            "fired": sorted(self._fired),
             "journal": self._journal.state_dict(),
             "trajectory": self._trajectory.state_dict(),
             "measuring": None if self._measuring is None else self._measuring.state_dict(),
@@ -223,16 +232,15 @@ class Walk:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict()`` was taken; the model must stand there too when the next update starts.
 
+        Rows after that point are taken back. A walk in memory that has not begun takes the state of any walk with the
+        same settings and data, and is then the same run; one with a run folder takes its own run's alone.
+
         Raises:
-            ResumeError: where the state is of a model of another size.
+            ResumeError: where it is no walk's state, or that of another run; nothing is taken back then.
         """
         self._check_open()
+        self._check_state(state)
         self._finish_row()
-        saved = tuple(state["trajectory"]["start"].shape)
-        if saved != (self._trajectory.vector.size,):
-            raise ResumeError(
-                f"The walk's state is of {saved[0]:,} parameters, the optimizer has {self._trajectory.vector.size:,}."
-            )
         self._trajectory.load_state_dict(state["trajectory"])
         self._resumed_point = state["trajectory"]["point_digest"]
         if self._budgeted is not None and "budget" in state:
@@ -242,10 +250,38 @@ class Walk:
         for name, memory in state["measures"].items():
             if memory is not None and name in self._measures:
                 self._measures[name].load_state_dict(memory)  # pyright: ignore[reportFunctionMemberAccess]
-        self._step, self._epoch = state["step"], state["epoch"]
-        self._journal.load_state_dict(self._step, state["journal"])
+        self._step, self._epoch, self._fired = state["step"], state["epoch"], set(state["fired"])
+        self._journal.load_state_dict(self._step, state["journal"], state["run"]["id"])
         self._must_load = False
         self._tell_remarks()
+
+    def _check_state(self, state: Any) -> None:
+        """Refuse a state that this walk cannot go on from, as long as nothing has been touched."""
+        if not isinstance(state, Mapping) or not _PARTS.issubset(state):
+            held = f"with the keys {', '.join(map(repr, state))}" if isinstance(state, Mapping) else "and no dict"
+            raise ResumeError(
+                f"load_state_dict() got a {type(state).__name__} {held}, which is no walk's state: pass what "
+                "walk.state_dict() returned."
+            )
+        stored, now = state["run"], self._journal.identity()
+        different = differences(stored["what"], now["what"])
+        if different:
+            raise ResumeError(
+                f"The walk's state is of another run: {'; '.join(different)}. Load a state that was saved with what "
+                "this walk was begun with, or begin the walk with what the state was saved with."
+            )
+        if stored["id"] != now["id"] and not self._journal.can_become_another:
+            raise ResumeError(
+                f"The walk's state was saved by the run {stored['name']!r} begun at {stored['created']}, and this is "
+                f"the run {now['name']!r} begun at {now['created']}: load a state that this run saved, or pass the "
+                "other one's folder as run= and resume=True. To begin a run of its own here, load no state of a walk."
+            )
+        saved = state["trajectory"]["start"].numel()
+        if saved != self._trajectory.vector.size:
+            raise ResumeError(
+                f"The walk's state is of {saved:,} parameters, the optimizer has {self._trajectory.vector.size:,}: "
+                "give it the parameters that it had when the state was saved."
+            )
 
     def close(self) -> None:
         """End the walk: hooks are removed, everything recorded is stored, the records stay readable."""
@@ -262,9 +298,9 @@ class Walk:
 
     def _let_go(self) -> None:
         """Tell what was not as it should be, and keep nothing but the records."""
-        schedule = self._schedules["segment"]
-        never = self._measuring is not None and not self._measuring.num_watched and "segment" not in self._disabled
-        if self._step and schedule is not None and never:
+        watched = "sampled" if self._schedules["segment"] is None else "segment"
+        schedule = self._schedules.get(watched)
+        if self._step and schedule is not None and not {watched, "walk"} & (self._fired | self._disabled):
             self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
         if self._budgeted is not None and self._step and not self._must_load and "walk" not in self._disabled:
             self._tell_cost(self._budgeted)
@@ -341,6 +377,7 @@ class Walk:
         self._departed = False
         self._journal.commit_if_due()
         due = self._due()
+        self._fired |= due
         values, reasons = self._trajectory.measure(advance=not due)
         interrupted: BaseException | None = None
         try:

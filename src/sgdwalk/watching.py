@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices
+from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices, check_plain, plain_config
 from sgdwalk.calibration import Budgeted
 from sgdwalk.certified import Certification
 from sgdwalk.data import EvaluationData, evaluation_data
@@ -120,6 +121,7 @@ def watch(
             everything back.
         precision: ``float32``: TF32 and autocast are off while L is evaluated; a float64 model stays float64.
         resume: go on with a run that ``run`` holds; ``walk.load_state_dict()`` must follow before the next update.
+            Where it holds none a new one begins, and an event says so.
         on_error: what a failure inside a measurement does: ``disable`` records it once, switches that measurement off
             and lets the training go on; ``raise`` raises.
         name: what the run is called in reports; the folder's name by default.
@@ -144,8 +146,10 @@ def watch(
 
     Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
+    check_plain(model, run, name, measures, {"gauge": gauge, "resume": resume})
     check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
     check_certification(tolerance, sampling_seed, largest_pass)
+    kept_config = plain_config(config)
     if budget is not None:
         check_budget(budget, method, when, data, loss_fn, measures or {})
         when, gauge = None, True
@@ -177,10 +181,15 @@ def watch(
     functions: dict[str, Callable[[Here], Measured]] = {}
     if sampled:
         assert evaluations is not None
+        if len(evaluations) < 2:
+            raise InputError(
+                'method="sampled" draws some evaluation batches, and all data are a single one: pass a batch_size '
+                'smaller than the data, or method="exact".'
+            )
         functions["sampled"] = SampledSegments(
-            max(2, min(NUM_UNITS, len(evaluations))), num_points=num_points, seed=sampling_seed
+            min(NUM_UNITS, len(evaluations)), num_points=num_points, seed=sampling_seed
         )
-        schedules["sampled"] = _drawn(_bound(when, steps_per_epoch), sampling_seed)
+        schedules["sampled"] = _drawn(_bound(when, steps_per_epoch), sampling_seed, steps_per_epoch)
     for key, measure in (measures or {}).items():
         functions[key] = measure.measure if isinstance(measure, At) else measure
         if when is None and not isinstance(measure, At):
@@ -194,7 +203,7 @@ def watch(
     budgeted = None
     if budget is not None:
         assert measuring is not None
-        budgeted = Budgeted(budget, measuring, certification, steps_per_epoch)
+        budgeted = Budgeted(budget, measuring, certification, steps_per_epoch, hooked=bool(optimizers))
     settings = {
         "when": BY_BUDGET if budget is not None else None if when is None else describe(when),
         "num_points": num_points,
@@ -213,6 +222,7 @@ def watch(
     }
     info = {
         "schema_version": SCHEMA_VERSION,
+        "id": uuid.uuid4().hex,
         "name": name or (Path(run).name if run is not None else "walk"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,
@@ -222,9 +232,9 @@ def watch(
         "provenance": provenance(
             device=str(trajectory.vector.device),
             num_threads=torch.get_num_threads(),
-            seed=None if config is None else config.get("seed"),
+            seed=kept_config.get("seed"),
         ),
-        "config": dict(config or {}),
+        "config": kept_config,
     }
     writer, remarks = _open_writer(run, info, resume=resume)
     if writer is not None and writer.last_step < 0:
@@ -323,10 +333,12 @@ def _for_this_walk(
             here.leave()
 
 
-def _drawn(when: StepPredicate | None, seed: int) -> StepPredicate:
+def _drawn(when: StepPredicate | None, seed: int, steps_per_epoch: int | None) -> StepPredicate:
     """The steps of a sampled walk among those that were asked for."""
     drawn = one_in(SAMPLE_ONE_IN, seed=seed, dense=DENSE)
-    return lambda step: drawn(step) and when is not None and when(step)
+    assert when is not None
+    asked = when if isinstance(when, When) else When(describe(when), lambda step, _: when(step))
+    return (drawn & asked).bind(steps_per_epoch)
 
 
 def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
@@ -392,7 +404,8 @@ def _open_writer(
         return None, []
     folder = Path(run)
     if not holds_run(folder):
-        return RunWriter.create(folder, info), []
+        message = f"resume=True, and {folder} held no run to go on with: this one begins there anew."
+        return RunWriter.create(folder, info), [("nothing_to_resume", message)] if resume else []
     if not resume:
         raise RunFolderError(
             f"{folder} holds a run already: pass resume=True and load the walk's state to go on with it, or name "
