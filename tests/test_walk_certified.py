@@ -365,6 +365,14 @@ def test_what_cannot_be_meant_is_refused(argument, message):
         walked(net(), **argument, **CERTIFIED)
 
 
+@pytest.mark.parametrize("method", [None, "exact", "sampled"])
+@pytest.mark.parametrize("argument", [{"tolerance": 0.1}, {"barriers": "exact"}, {"largest_pass": None}], ids=str)
+def test_what_only_certified_segments_have_is_not_ignored(method, argument):
+    (told,) = (f"{name}={value!r}" for name, value in argument.items())
+    with pytest.raises(sgdwalk.InputError, match=f'{told} given with method="{method or "exact"}"'):
+        walked(net(), method=method, **argument)
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,16 @@ def check_certification(tolerance: Any, seed: Any, largest_pass: Any) -> None:
         )
 
 
+def check_of_certified(method: str | None, budget: Any, given: Mapping[str, Any]) -> None:
+    """What only certified segments have is not given beside another method."""
+    if given and method != "certified" and budget is None:
+        told = " and ".join(f"{name}={value!r}" for name, value in given.items())
+        raise InputError(
+            f'{told} given with method="{method or "exact"}", which does not have it: pass method="certified" too, or '
+            "leave it out."
+        )
+
+
 def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn: Any, measures: Mapping) -> None:
     """A budget chooses method and schedule, so neither is given beside it."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget) or budget <= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import math
 import os
 import uuid
@@ -18,7 +19,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from sgdwalk.arguments import EVERY_UPDATE, check_budget, check_certification, check_choices, check_plain, plain_config
+from sgdwalk.arguments import (
+    EVERY_UPDATE,
+    check_budget,
+    check_certification,
+    check_choices,
+    check_of_certified,
+    check_plain,
+    plain_config,
+)
 from sgdwalk.calibration import Budgeted
 from sgdwalk.certified import Certification
 from sgdwalk.data import EvaluationData, evaluation_data
@@ -149,6 +158,9 @@ def watch(
     check_plain(model, run, name, measures, {"gauge": gauge, "resume": resume})
     check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
     check_certification(tolerance, sampling_seed, largest_pass)
+    of_certified = {"tolerance": tolerance, "barriers": barriers, "largest_pass": largest_pass}
+    unsaid = inspect.signature(watch).parameters
+    check_of_certified(method, budget, {name: v for name, v in of_certified.items() if v != unsaid[name].default})
     kept_config = plain_config(config)
     if budget is not None:
         check_budget(budget, method, when, data, loss_fn, measures or {})

@@ -86,6 +86,9 @@ def train(
     seed_everything(seed_for(experiment.seed, "training"))
     noise = noising.added(optimizer, experiment, measured)
 
+    certifying: dict[str, Any] = {}
+    if experiment.method == "certified":
+        certifying = {"tolerance": experiment.tolerance, "barriers": experiment.barriers}
     with sgdwalk.watch(
         model,
         optimizer,
@@ -96,8 +99,7 @@ def train(
         when=experiment.when() if experiment.watch else None,
         num_points=experiment.num_points,
         method=experiment.method,
-        tolerance=experiment.tolerance,
-        barriers=experiment.barriers,
+        **certifying,
         batch_size=experiment.batch_size,
         measures=measures(experiment, model, training),
         steps_per_epoch=None if gd else experiment.steps_per_epoch,
