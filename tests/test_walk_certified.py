@@ -148,15 +148,28 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others():
     assert (one.segments["loss"] != other.segments["loss"]).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
-def test_a_walk_goes_on_bitwise_from_its_state(kind, tmp_path):
-    whole = walked(net(kind), run=tmp_path / "whole", **CERTIFIED)
+def with_loss_inside(model, batch):
+    inputs, targets = batch
+    return functional.cross_entropy(model(inputs), targets), targets
+
+
+LOSS_INSIDE = {"forward": with_loss_inside, "loss_fn": lambda output, target: output}
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("plain", {}), ("batchnorm", {}), ("plain", LOSS_INSIDE), ("plain", LOSS_INSIDE | {"largest_pass": 300})],
+    ids=["plain", "batchnorm", "loss inside", "sampled ends"],
+)
+def test_a_walk_goes_on_bitwise_from_its_state(kind, how, tmp_path):
+    whole = walked(net(kind), run=tmp_path / "whole", **how, **CERTIFIED)
     inputs, targets = nets.classification(605)
     model = net(kind)
     folder = tmp_path / "parts"
     optimizer = SGD(model.parameters(), lr=0.8)
-    arguments = {"batch_size": 20, "run": folder, **CERTIFIED}
-    with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **arguments) as walk:
+    arguments = {"batch_size": 20, "run": folder, "loss_fn": functional.cross_entropy, **how, **CERTIFIED}
+    arguments["data"] = inputs, targets
+    with sgdwalk.watch(model, optimizer, **arguments) as walk:
         update(model, optimizer, inputs, targets, range(7))
         # Through a checkpoint on disk and back.
         sgdwalk.Checkpoints(tmp_path / "checkpoints").save(7, {"walk": walk.state_dict(), "model": model.state_dict()})
@@ -164,12 +177,14 @@ def test_a_walk_goes_on_bitwise_from_its_state(kind, tmp_path):
     other = net(kind)
     other.load_state_dict(state["model"])
     optimizer = SGD(other.parameters(), lr=0.8)
-    with sgdwalk.watch(other, optimizer, functional.cross_entropy, (inputs, targets), resume=True, **arguments) as walk:
+    with sgdwalk.watch(other, optimizer, resume=True, **arguments) as walk:
         walk.load_state_dict(state["walk"])
         update(other, optimizer, inputs, targets, range(7, UPDATES))
     parts = sgdwalk.open_run(folder)
     pd.testing.assert_frame_equal(parts.steps, whole.steps, check_exact=True)
     pd.testing.assert_frame_equal(parts.segments, whole.segments, check_exact=True)
+    assert nets.event_kinds(parts).count("loss_interpolated") == nets.event_kinds(whole).count("loss_interpolated")
+    assert ("loss_interpolated" in nets.event_kinds(whole)) == bool(how)
 
 
 def test_a_resumed_walk_must_want_the_same(tmp_path):
@@ -228,18 +243,13 @@ def test_a_loss_that_cannot_be_taken_for_many_units_at_once_has_the_same_numbers
     np.testing.assert_allclose(slow.segments["loss"], fast.segments["loss"], rtol=1e-6)
 
 
-def with_loss_inside(model, batch):
-    inputs, targets = batch
-    return functional.cross_entropy(model(inputs), targets), targets
-
-
 def in_a_mapping(model, batch):
     inputs, targets = batch
     return {"logits": model(inputs), "index": torch.arange(len(inputs))}, targets
 
 
 def test_a_loss_made_inside_forward_is_interpolated_itself_and_the_record_says_so():
-    found = walked(net("relu"), forward=with_loss_inside, loss_fn=lambda output, target: output, **CERTIFIED)
+    found = walked(net("relu"), **LOSS_INSIDE, **CERTIFIED)
     assert_holds(found, walked(net("relu")))
     assert nets.event_kinds(found).count("loss_interpolated") == 1
     assert "the loss itself is interpolated" in found.events["message"].iloc[-1]

@@ -280,6 +280,7 @@ class CertifiedSegments(Segments):
             "spreads": [list(map(float, spread)) for spread in self._spreads],
             "outputs": kept,
             "gave_up": self._gave_up,
+            "told_interpolated": self._told_interpolated,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -287,7 +288,7 @@ class CertifiedSegments(Segments):
         device = self._full_loss.site.vector.device
         kept = state["outputs"]
         self.kept = None if kept is None else [[tensor.to(device, copy=True) for tensor in batch] for batch in kept]
-        self._gave_up = state["gave_up"]
+        self._gave_up, self._told_interpolated = state["gave_up"], state["told_interpolated"]
 
 
 def _why_not(outcome: Outcome | None, tolerance: float) -> str:

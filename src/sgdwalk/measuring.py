@@ -341,6 +341,7 @@ class Measuring:
             "kept": None if kept is None else {"sums": list(kept.sums), "counts": list(kept.counts)},
             "kept_fingerprint": self._kept_fingerprint.hex(),
             "loss_noise": self._loss_noise,
+            "told": sorted(self._told),
             "certified": None if self._certified is None else self._certified.state_dict(),
         }
 
@@ -350,6 +351,7 @@ class Measuring:
         self._kept = None if kept is None else LossSums(tuple(kept["sums"]), tuple(kept["counts"]))
         self._kept_fingerprint = bytes.fromhex(state["kept_fingerprint"])
         self._loss_noise = state["loss_noise"]
+        self._told = set(state["told"])
         if self._certified is not None:
             self._certified.load_state_dict(state["certified"])
 
