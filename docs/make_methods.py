@@ -146,7 +146,7 @@ def certified() -> Iterator[str]:
     for path in sorted(RESULTS.glob("certified_segments_*.json")):
         for row in json.loads(path.read_text("utf-8"))["summary"]:
             shares = f"{row['examples / exact']:.3f} | {row['time / exact (median)']:.2f} | "
-            shares += f"{row['time / exact, nothing shared']:.2f}"
+            shares += f"{row.get('time / exact, nothing shared', row['time / exact (median)']):.2f}"
             width = f"{100 * row['half-width, median']:.2g} %"
             yield (
                 f"| {row['net']} | {row['N']:,} | {row['tolerance']:g} | {row['steps']} | {shares} | {width} | "

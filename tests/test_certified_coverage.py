@@ -170,7 +170,20 @@ def test_the_interval_of_a_segment_holds_as_often_as_it_says(name):
     assert looks.total() == SAMPLINGS
 
 
-@pytest.mark.parametrize("name", [name for name in names_of_stored() if not name.endswith("edge")])
+TOO_FEW_UNITS = pytest.mark.xfail(
+    strict=True,
+    reason="100 units of 50 images whose losses along a step differ by as much as its height: exact is needed",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=TOO_FEW_UNITS if name.startswith("resnet56") else ())
+        for name in names_of_stored()
+        if not name.endswith("edge")
+    ],
+)
 def test_ordinary_steps_need_no_exact_losses(name):
     _, looks = sampled(case_named(name), samplings=500)
     assert looks[3] <= 0.1 * looks.total()
