@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -609,23 +611,28 @@ def test_a_state_dict_of_another_walk():
         walk.load_state_dict(state)
 
 
-def state_after(steps: int, *, model: nn.Module | None = None, **watch: Any) -> dict[str, Any]:
-    """A walk's state after some updates."""
-    model = nets.mlp() if model is None else model
+@contextlib.contextmanager
+def walk_after(steps: int, **watch: Any) -> Iterator[sgdwalk.Walk]:
+    """A walk of some updates that can go on."""
+    model = nets.mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
     inputs, targets = nets.classification()
     with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **watch) as walk:
         for _ in range(steps):
             functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
+        yield walk
+
+
+def state_after(steps: int, **watch: Any) -> dict[str, Any]:
+    with walk_after(steps, **watch) as walk:
         return walk.state_dict()
 
 
 @pytest.mark.parametrize("state", [{"foo": 1}, {}, [1], None, {"step": 3, "epoch": None}], ids=repr)
 def test_something_that_is_no_state_of_a_walk(state):
-    model = nets.mlp()
     with (
-        sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk,
+        walk_after(0) as walk,
         pytest.raises(sgdwalk.ResumeError, match=r"no walk's state: pass what walk.state_dict\(\) returned"),
     ):
         walk.load_state_dict(state)
@@ -636,12 +643,8 @@ def test_the_state_of_another_run_takes_no_row_back(tmp_path):
     foreign = state_after(2, run=tmp_path / "other")
     state_after(5, run=tmp_path / "mine")
     before = sgdwalk.open_run(tmp_path / "mine")
-    model = nets.mlp()
-    data = nets.classification()
     with (
-        sgdwalk.watch(
-            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, data, run=tmp_path / "mine", resume=True
-        ) as walk,
+        walk_after(0, run=tmp_path / "mine", resume=True) as walk,
         pytest.raises(sgdwalk.ResumeError, match=r"(?s)saved by the run 'other'.*this is the run 'mine'.*load.*run="),
     ):
         walk.load_state_dict(foreign)
@@ -653,13 +656,7 @@ def test_the_state_of_another_run_takes_no_row_back(tmp_path):
 def test_a_state_goes_into_no_new_folder_and_no_walk_that_has_begun(tmp_path):
     foreign = state_after(2)
     for watch, steps in (({"run": tmp_path / "new"}, 0), ({}, 1)):
-        model = nets.mlp()
-        optimizer = SGD(model.parameters(), lr=0.1)
-        inputs, targets = nets.classification()
-        with sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), **watch) as walk:
-            for _ in range(steps):
-                functional.cross_entropy(model(inputs), targets).backward()
-                optimizer.step()
+        with walk_after(steps, **watch) as walk:
             with pytest.raises(sgdwalk.ResumeError, match="To begin a run of its own here, load no state"):
                 walk.load_state_dict(foreign)
             assert len(walk.run.steps) == walk.step == steps
@@ -677,11 +674,8 @@ def test_a_state_goes_into_no_new_folder_and_no_walk_that_has_begun(tmp_path):
 )
 def test_a_state_saved_with_other_settings(saved, now, named):
     state = state_after(2, **saved)
-    model = nets.mlp()
     with (
-        sgdwalk.watch(
-            model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification(), **now
-        ) as walk,
+        walk_after(0, **now) as walk,
         pytest.raises(sgdwalk.ResumeError, match=re.escape(named)),
     ):
         walk.load_state_dict(state)
@@ -689,8 +683,7 @@ def test_a_state_saved_with_other_settings(saved, now, named):
 
 def test_a_walk_in_memory_that_goes_on_from_a_folder_says_where_its_first_rows_are(tmp_path):
     state = state_after(2, run=tmp_path / "run")
-    model = nets.mlp()
-    with sgdwalk.watch(model, SGD(model.parameters(), lr=0.1), functional.cross_entropy, nets.classification()) as walk:
+    with walk_after(0) as walk:
         walk.load_state_dict(state)
         again = walk.state_dict()
         walk.load_state_dict(again)

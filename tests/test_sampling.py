@@ -89,7 +89,7 @@ def test_the_interval_of_an_epochs_mean_covers_it(trend, factor):
 
 @pytest.mark.parametrize("dense", [4, 0])
 def test_heights_that_fall_fast_at_first_want_a_dense_start(dense):
-    """Most of the epoch's height lies in its first ten steps, as with an MLP on MNIST at a rate of 0.1."""
+    """A large part of the epoch's height lies in its first ten steps, as with an MLP on MNIST at a rate of 0.1."""
     generator = np.random.default_rng(3)
     steps = np.arange(450)
     heights = 0.005 * (1 + 0.8 * generator.random(450)) + 0.5 * np.exp(-steps / 3)

@@ -128,7 +128,7 @@ def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
     sampled steps. Share and α* have none: each is read off noisy losses, which moves it to one side.
 
     Args:
-        run: a run with :class:`sgdwalk.SampledSegments` among its measures, one step of each of many equal blocks.
+        run: a run with :class:`sgdwalk.SampledSegments` among its measures, one step of each of many blocks.
         name: what the measure was called.
 
     Raises:

@@ -158,11 +158,11 @@ class Segments(ABC):
     def forget(self) -> None:
         """The next segment starts elsewhere: no output is known there."""
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        return {"gave_up": self._gave_up, "told_interpolated": self._told_interpolated}
 
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._gave_up, self._told_interpolated = state["gave_up"], state["told_interpolated"]
 
 
 class CertifiedSegments(Segments):
@@ -276,19 +276,17 @@ class CertifiedSegments(Segments):
 
     def state_dict(self) -> dict[str, Any]:
         kept = None if self.kept is None else [[tensor.clone() for tensor in batch] for batch in self.kept]
-        return {
+        return super().state_dict() | {
             "spreads": [list(map(float, spread)) for spread in self._spreads],
             "outputs": kept,
-            "gave_up": self._gave_up,
-            "told_interpolated": self._told_interpolated,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self._spreads = deque([(float(one), float(other)) for one, other in state["spreads"]], maxlen=REMEMBERED)
         device = self._full_loss.site.vector.device
         kept = state["outputs"]
         self.kept = None if kept is None else [[tensor.to(device, copy=True) for tensor in batch] for batch in kept]
-        self._gave_up, self._told_interpolated = state["gave_up"], state["told_interpolated"]
 
 
 def _why_not(outcome: Outcome | None, tolerance: float) -> str:

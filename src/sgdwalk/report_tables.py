@@ -77,12 +77,12 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         row(
             "Height above the valley floor",
             "mean, in nats per example",
-            lambda one: _height(one),
+            _height,
         ),
         row(
             "Steps across the floor",
             "the loss is lowest between the iterates",
-            lambda one: _bounces(one),
+            _bounces,
         ),
         row(
             "Steps over a barrier",

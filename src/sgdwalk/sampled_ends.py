@@ -180,18 +180,16 @@ class SampledEnds(Segments):
         return losses
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        return super().state_dict() | {
             "spreads": [list(spread) for spread in self._spreads],
             "counts": None if self._counts is None else list(self._counts),
-            "gave_up": self._gave_up,
-            "told_interpolated": self._told_interpolated,
             "over_all": self._over_all.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self._spreads = deque([(float(a), float(b), float(c)) for a, b, c in state["spreads"]], maxlen=REMEMBERED)
         self._counts = None if state["counts"] is None else [float(count) for count in state["counts"]]
-        self._gave_up, self._told_interpolated = state["gave_up"], state["told_interpolated"]
         self._over_all.load_state_dict(state["over_all"])
 
 

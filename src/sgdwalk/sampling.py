@@ -55,6 +55,8 @@ class Mean(NamedTuple):
 def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None, num_units: int | None = None) -> SampledSegment:
     """Floor and height of a step from the losses of some randomly drawn units.
 
+    They are cut into halves as often as they can be while going round: a mean over cuts is less noisy than one cut.
+
     Args:
         losses: mean loss of each unit at α = 0, …, 1, nats per example, shape ``(units, points)``; units in random
             order.
@@ -69,8 +71,6 @@ def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None, num_unit
     >>> found = sampled_segment(losses)
     >>> found.floor, found.height
     (1.5, 0.0)
-
-    The units are cut into halves as often as they can be while going round: a mean over cuts is less noisy than one.
 
     Source: the definitions of "A Walk with SGD", Table 2, and Quenouille's correction with two halves.
     """

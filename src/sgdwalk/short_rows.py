@@ -1,7 +1,7 @@
 """``log_softmax`` over few classes on the CPU at the speed that it has over many.
 
-torch (2.13) goes through rows shorter than a vector register one number at a time: over 10 classes that takes 17 times
-as long as along the first dimension, and is most of what the losses of many outputs cost: so it goes along the first.
+torch (2.13) goes through rows shorter than a vector register one number at a time. Along the first dimension of 22,500
+rows of 10 classes it takes a twentieth of the time, with the transposed copies an eighth: so it goes along the first.
 """
 
 from __future__ import annotations
