@@ -1,6 +1,7 @@
 """Sampled segments: a few evaluation batches of a few steps, against slow float64 twins and whole walks."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import sgdwalk
+from sgdwalk import summary
 from sgdwalk.sampling import sampled_segment
 
 
@@ -219,6 +221,23 @@ def test_the_method_samples_the_steps_that_are_asked_for():
     assert run.info["settings"]["method"] == "sampled"
     assert sgdwalk.analysis.sampled_epochs(run)["num_sampled"].sum() == len(chosen)
     assert set(sgdwalk.analysis.sampled_epochs(run)["num_units"].dropna()) == {6}
+
+
+def test_sampled_steps_of_a_dense_start_count_as_the_updates_they_stand_for():
+    inputs, targets = data()
+    run, _ = train(net(), inputs, targets, steps=48, method="sampled", steps_per_epoch=48)
+    chosen = run.steps[run.steps["sampled_height"].notna()]
+    steps = chosen.index.to_list()
+    halfway = [(one + other) / 2 for one, other in itertools.pairwise(steps)]
+    edges = [2 * steps[0] - halfway[0], *halfway, 2 * steps[-1] - halfway[-1]]
+    weights = np.diff(edges)
+    assert len(set(weights)) > 2
+    row = sgdwalk.analysis.sampled_epochs(run).loc[1]
+    for column, mean in (("height", "mean_height"), ("floor", "mean_floor"), ("interior", "bounce_share")):
+        assert row[mean] == pytest.approx(np.average(chosen[f"sampled_{column}"], weights=weights), rel=1e-12)
+    (told,) = (sentence for sentence in summary.describe(run) if "of the updates" in sentence)
+    assert f"on {100 * row['bounce_share']:.0f} % of the updates" in told
+    assert row["bounce_share"] != pytest.approx(chosen["sampled_interior"].mean(), abs=0.02)  # the test could fail
 
 
 def test_the_method_needs_a_second_batch_and_its_name():

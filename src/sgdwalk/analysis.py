@@ -121,8 +121,8 @@ def sampled_epochs(run: Run, name: str = "sampled") -> pd.DataFrame:
 
     Columns: ``num_updates``, ``num_sampled``, ``num_units`` (evaluation batches that each sampled step looked at, NA
     where the run does not say), ``mean_height`` with ``height_low`` and ``height_high``, ``mean_floor`` with
-    ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (sampled steps whose lowest loss lies
-    strictly between the iterates), ``mean_alpha_star``, ``undefined`` (sampled steps without a height). Index
+    ``floor_low`` and ``floor_high`` (nats per example), ``bounce_share`` (of updates whose sampled loss is
+    lowest strictly between the iterates), ``mean_alpha_star``, ``undefined`` (sampled steps without a height). Index
     ``epoch``, NA where the loop did not say the epoch. A sampled step counts as the updates that are nearer to it than
     to any other. Intervals are of the epoch's mean, from units and steps both; they are NaN with fewer than three
     sampled steps. Share and α* have none: each is read off noisy losses, which moves it to one side.

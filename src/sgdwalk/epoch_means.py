@@ -51,8 +51,8 @@ def _of_samples(run: Run, name: str) -> EpochMeans:
     ]
     units = " or ".join(f"{units:,}" for units in table["num_units"].dropna().unique()) or "a few"
     notes = [
-        f"From {units} evaluation batches of each sampled update, in nats per example, with 95 % intervals. Bounces: "
-        "sampled updates whose lowest loss lies between the iterates.",
+        f"From {units} evaluation batches of each sampled update, in nats per example, with 95 % intervals, a "
+        "sampled update counted as those nearest to it. Bounces: updates whose lowest loss lies between the iterates.",
         "Bounces and α* have no interval: both are read off the noisy losses of a few batches, which moves them to one "
         "side.",
     ]

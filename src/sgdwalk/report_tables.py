@@ -127,7 +127,9 @@ def _bounces(one: dict[str, Any]) -> tuple[str, str]:
     sampled = one["sampled"]
     if sampled is None:
         return _share(one["interior_floor_share"], one["num_watched"] - one["undefined_heights"])
-    return share(sampled["bounce_share"]), f"of {count(sampled['num_sampled'] - sampled['undefined'], 'sampled step')}"
+    return share(
+        sampled["bounce_share"]
+    ), f"from {count(sampled['num_sampled'] - sampled['undefined'], 'sampled step')}"
 
 
 def _share(share: float, total: int) -> tuple[str, str]:

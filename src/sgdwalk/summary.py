@@ -117,10 +117,10 @@ def _about_samples(found: dict[str, Any]) -> str:
         if pd.isna(found["num_units"])
         else f"{count(found['num_units'], 'evaluation batch', 'evaluation batches')} of "
     )
-    bounces = round(found["bounce_share"] * defined)
     return (
         f"Its mean height above the valley floor is {number(found['mean_height'])}{known}, from {batches}"
-        f"{count(defined, 'sampled step')}; on {bounces:,} the sampled loss is lowest between the two iterates."
+        f"{count(defined, 'sampled step')}; on {100 * found['bounce_share']:.0f} % of the updates, as far as these "
+        "stand for all, the sampled loss is lowest between the two iterates."
     )
 
 
