@@ -77,6 +77,10 @@ def percent(value: Any) -> str:
     return f"{100 * value:,.0f} %" if value > 1 else f"{100 * value:.2g} %"
 
 
+def times(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
     """The measured part, as Markdown."""
     yield BEGIN
@@ -111,13 +115,13 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
                 percent(error[f"error of {what}"])
                 for what in ("a step (median)", "a step (95th percentile)", "the mean")
             ]
-            yield f"| {name} | {price:.3g} | {' | '.join(cells)} |"
+            yield f"| {name} | {times(price)} | {' | '.join(cells)} |"
         sampled, gauge = each.error["sampled"], each.error["gauge"]
         yield ""
         yield (
             f"The error of `sampled` is the root mean square over its samplings; its 95 % interval held the exact mean "
-            f"in {100 * sampled['coverage']:.0f} of 100. The gauge estimates another number, the mean slope at the end "
-            f"of an update: {percent(gauge['error of the mean'])} from the exact mean slope, which its interval "
+            f"in {100 * sampled['coverage']:.0f} of 100. Its price is that of updates after the dense start. "
+            f"The gauge estimates another number, the mean slope at the end of an update: {percent(gauge['error of the mean'])} from the exact mean slope, which its interval "
             f"{'held' if gauge['coverage'] else 'did not hold'}."
         )
     yield ""
@@ -208,7 +212,7 @@ def draw(axes: Axes, measured: Measured, title: str) -> list[str]:
         family = name.split(" ")[0].rstrip(",")
         error, cost = measured.error[name]["error of the mean"], measured.price[name]["training with it / bare"]
         points.setdefault(family, []).append((cost, 100 * max(error, LEAST)))
-        said.append(f"{name} {cost:.3g} times the bare training, {percent(error)} off")
+        said.append(f"{name} {times(cost)} times the bare training, {percent(error)} off")
     for family, (label, colour, marker) in FAMILIES.items():
         if family not in points:  # certified ones, where the evaluation batches are too few for them
             continue
