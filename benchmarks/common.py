@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import io
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,45 @@ def counted(run: Callable[[], object], kept: list[float]) -> Callable[[], None]:
         kept.append(time.process_time() - begin)
 
     return counting
+
+
+@contextlib.contextmanager
+def elsewhere(
+    make: Callable[..., Callable[[], Any]], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Iterator[Callable[[], Any]]:
+    """What ``make(*arguments)`` returns, to be called in a process of its own, which does nothing while it is not.
+
+    ``environment``: variables of that process alone. ``make`` is a function of a module, as a new process imports it.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    before = {name: os.environ.get(name) for name in environment or {}}
+    os.environ.update(environment or {})
+    process = context.Process(target=_serve, args=(theirs, make, *arguments), daemon=True)
+    process.start()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    theirs.close()  # so that recv() raises, and does not wait for ever, where the process ends early
+
+    def ask() -> Any:
+        ours.send(True)
+        return ours.recv()
+
+    try:
+        yield ask
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            ours.send(False)
+        process.join()
+
+
+def _serve(connection: Any, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+    run = make(*arguments)
+    while connection.recv():
+        connection.send(run())
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:

@@ -4,15 +4,19 @@
 
 Forward passes only: the losses at all points of one segment over N examples in batches of 100, after
 ``--updates`` updates of SGD with learning rate 0.1. ``present`` is what ``watch()`` does with its defaults: float32,
-weights lerped in place, one point after the other, convolutions in ``channels_last``. Beside it, in turns:
+weights lerped in place, one point after the other, ``channels_last`` but in the convolutions that it makes slower, and
+freed memory kept by the process. Beside it, in turns:
 
 * NCHW: torch's usual order of memory;
+* channels_last in every layer;
+* freed memory given back: as the C library does where nobody asks it to keep blocks of some MiB, in a process of its
+  own, against the present evaluation in another one;
 * bfloat16 autocast;
 * torch.compile: the same forward pass, compiled by Inductor (left out, and said so, where that cannot run);
 * points fused: all points of a batch at once, ``torch.func.vmap`` over the stacked weights (convolutions become grouped
   ones);
-* huge pages: ``THP_MEM_ALLOC_ENABLE=1``, torch's own switch, read from the environment when a process begins. So it is
-  timed in a process of its own, against the present evaluation in another one;
+* huge pages: ``THP_MEM_ALLOC_ENABLE=1``, torch's own switch, read from the environment when a process begins; in a
+  process of its own, too;
 * weights packed (MLP): reordered for oneDNN once a point, by the operators that Inductor uses;
 * first layer shared (MLP): a first layer's output is affine in α, so that it is computed at both ends only.
 
@@ -24,10 +28,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from torch import Tensor, nn
 
 import common
 import nets
+from sgdwalk.allocator import keep_freed_memory
+from sgdwalk.memory_format import SlowConvolutions, set_memory_format
 
 SIZES = {"mlp": 2_000, "vgg11": 100, "resnet56": 100}
 ROUNDS = {"mlp": 9, "vgg11": 3, "resnet56": 3}
@@ -45,7 +49,9 @@ INTERVALS = {"mlp": 10, "vgg11": 5, "resnet56": 5}
 
 PRESENT = "present"
 ELSEWHERE = "present, in another process"
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+GIVEN_BACK = "freed memory given back"
+HUGE_PAGES = "huge pages"
+HUGE_PAGES_SWITCH = "THP_MEM_ALLOC_ENABLE"
 HUGE_PAGES_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 Timed = tuple[list[float], float]
@@ -72,10 +78,18 @@ class Segment:
         self.batches = [(x.clone(), y.clone()) for x, y in batches]
         self.alphas = [k / intervals for k in range(intervals + 1)]
 
-    def channels_last(self) -> Segment:
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    @torch.no_grad()
+    def channels_last(self, *, everywhere: bool = True) -> Segment:
+        with SlowConvolutions() as slow:
+            self.model(self.batches[0][0])
+        set_memory_format(self.model, torch.channels_last, () if everywhere else slow.layers(self.model))
         self.batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in self.batches]
         return self
+
+    def as_watched(self) -> Segment:
+        """In the order of memory that ``watch()`` takes."""
+        convolutional = any(isinstance(layer, nn.Conv2d) for layer in self.model.modules())
+        return self.channels_last(everywhere=False) if convolutional else self
 
     def double(self) -> Segment:
         self.model.double()
@@ -169,41 +183,11 @@ def first_layer_shared(segment: Segment) -> list[float]:
 
 
 # ------------------------------------------------------------------------------------------- another process
-def serve(connection: Any, threads: int, last: bool, *segment: Any) -> None:
+def in_its_own_process(threads: int, keep: bool, *segment: Any) -> Callable[[], Timed]:
     torch.set_num_threads(threads)
-    own = Segment(*segment)
-    if last:
-        own.channels_last()
-    while connection.recv():
-        begin = time.process_time()
-        losses = own.losses()
-        connection.send((losses, time.process_time() - begin))
-
-
-@contextlib.contextmanager
-def elsewhere(threads: int, last: bool, segment: tuple, *, huge_pages: bool) -> Iterator[Callable[[], Timed]]:
-    """The present evaluation in a process of its own, which does nothing while it is not asked."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    before = os.environ.pop(HUGE_PAGES, None)
-    if huge_pages:
-        os.environ[HUGE_PAGES] = "1"
-    process = context.Process(target=serve, args=(theirs, threads, last, *segment), daemon=True)
-    process.start()
-    os.environ.pop(HUGE_PAGES, None)
-    if before is not None:
-        os.environ[HUGE_PAGES] = before
-    theirs.close()  # so that recv() raises, and does not wait for ever, where the process ends early
-
-    def ask() -> Timed:
-        ours.send(True)
-        return ours.recv()
-
-    try:
-        yield ask
-    finally:
-        ours.send(False)
-        process.join()
+    if keep:
+        keep_freed_memory()
+    return here(Segment(*segment).as_watched().losses)
 
 
 # ---------------------------------------------------------------------------------------------------- measurement
@@ -249,9 +233,8 @@ def measure(name: str, options) -> dict:
     model, start, end = trained(model, every, options.updates)
     segment = (model, start, end, every[: -(-count // options.batch_size)], INTERVALS[name])
 
-    convolutional = name != "mlp"
-    present = Segment(*segment).channels_last() if convolutional else Segment(*segment)
-    usual = Segment(*segment)
+    keep_freed_memory()
+    present = Segment(*segment).as_watched()
     own = copy.deepcopy(present)
     compiled = torch.compile(own.model, dynamic=False)
     sides: dict[str, Callable[[], Timed]] = {
@@ -260,8 +243,9 @@ def measure(name: str, options) -> dict:
         "torch.compile": here(lambda: own.losses(compiled)),
         "points fused": here(lambda: fused(present)),
     }
-    if convolutional:
-        sides["NCHW"] = here(usual.losses)
+    if name != "mlp":
+        sides["NCHW"] = here(Segment(*segment).losses)
+        sides["channels_last in every layer"] = here(Segment(*segment).channels_last().losses)
     else:
         sides["weights packed"] = here(lambda: packed(present))
         sides["first layer shared"] = here(lambda: first_layer_shared(present))
@@ -269,8 +253,12 @@ def measure(name: str, options) -> dict:
     reference = Segment(*segment).double().losses()
     losses, not_run = {}, {}
     with contextlib.ExitStack() as stack:
-        for side, huge_pages in ((ELSEWHERE, False), ("huge pages", True)):
-            process = elsewhere(options.threads, convolutional, segment, huge_pages=huge_pages)
+        for side, keep, environment in (
+            (ELSEWHERE, True, {}),
+            (GIVEN_BACK, False, {}),
+            (HUGE_PAGES, True, {HUGE_PAGES_SWITCH: "1"}),
+        ):
+            process = common.elsewhere(in_its_own_process, options.threads, keep, *segment, environment=environment)
             sides[side] = stack.enter_context(process)
         for side, run in list(sides.items()):  # once before the clock runs: compiles, warms up, and keeps the losses
             try:
@@ -297,7 +285,7 @@ def measure(name: str, options) -> dict:
 
 
 def against(side: str) -> str:
-    return ELSEWHERE if side == "huge pages" else PRESENT
+    return ELSEWHERE if side in (HUGE_PAGES, GIVEN_BACK) else PRESENT
 
 
 def row(case: dict, side: str) -> dict[str, Any]:

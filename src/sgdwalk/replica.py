@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sgdwalk.errors import InputError
+from sgdwalk.memory_format import set_memory_format
 from sgdwalk.params import ParameterVector, tensor_bytes
 
 _HOOK_TABLES = (
@@ -167,13 +168,13 @@ class Replica(Site):
     def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
         super().__init__(model, vector, batchnorm)
         self._held = False
-        self._memory_format = torch.preserve_format
+        self._memory_format: tuple[torch.memory_format, Collection[str]] = (torch.preserve_format, ())
         self._rebuild()
 
-    def set_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Store the copy's four-dimensional parameters in another order; their values stay."""
-        self._memory_format = memory_format
-        self.module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    def set_memory_format(self, memory_format: torch.memory_format, usual: Collection[str] = ()) -> None:
+        """Store the copy's four-dimensional parameters in another order, but for the layers named in ``usual``."""
+        self._memory_format = (memory_format, usual)
+        set_memory_format(self.module, memory_format, usual)
         self.targets = [leaf.detach() for leaf in self.leaves]
 
     def _rebuild(self) -> None:
@@ -184,8 +185,8 @@ class Replica(Site):
                     setattr(layer, name, bare_module(child))
         set_evaluation_mode(self.module, self.batchnorm)
         self._structure = _structure(self.source)
-        if self._memory_format is not torch.preserve_format:
-            self.module.to(memory_format=self._memory_format)  # pyright: ignore[reportCallIssue]
+        if self._memory_format[0] is not torch.preserve_format:
+            set_memory_format(self.module, *self._memory_format)
         copies = dict(self.module.named_parameters(remove_duplicate=False))
         names = {
             id(parameter): name.replace("_orig_mod.", "")
