@@ -45,10 +45,10 @@ import common
 import nets
 import sgdwalk
 
-SIZES = {"mlp": 5_000, "vgg11": 500, "resnet56": 500}
-"""Examples N where no --examples is given: some ten seconds a step with one thread."""
+SIZES = {"mlp": 5_000, "vgg11": 1_000, "resnet56": 1_000}
+"""Examples N where no --examples is given: half a minute a step with one thread."""
 
-ROUNDS = {"mlp": 9, "vgg11": 4, "resnet56": 4}
+ROUNDS = {"mlp": 9, "vgg11": 3, "resnet56": 3}
 """Rounds where no --rounds is given."""
 
 LEARNING_RATE = 0.1

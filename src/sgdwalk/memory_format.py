@@ -2,7 +2,8 @@
 
 channels_last makes most convolutions, poolings and normalizations faster. Not the deep layers of a VGG: weights that
 do not fit into the second cache are read once for every row of the output, and rows of a few pixels do not repay that
-(512 channels, rows of 2: three times the time). Such layers go back to torch's usual order, and what follows with them.
+(512 channels, rows of 2: three times the time). Such layers compute in torch's usual order, all else in channels_last:
+poolings and normalizations take several times as long in the usual one.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def is_slow(weight: Tensor, output: Tensor) -> bool:
 def set_memory_format(module: nn.Module, memory_format: torch.memory_format, usual: Collection[str] = ()) -> None:
     """Store four-dimensional parameters in an order of memory; the values stay.
 
-    Convolutions named in ``usual`` keep torch's usual order and bring their inputs into it.
+    Convolutions named in ``usual`` compute in torch's usual order; what they take and give is in channels_last.
     """
     module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     for name, layer in _convolutions(module):
@@ -65,7 +66,8 @@ def set_memory_format(module: nn.Module, memory_format: torch.memory_format, usu
 
 
 def _in_usual_order(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return type(layer)._conv_forward(layer, input.contiguous(), weight, bias)
+    output = type(layer)._conv_forward(layer, input.contiguous(), weight, bias)
+    return output.contiguous(memory_format=torch.channels_last)
 
 
 def _convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
