@@ -402,7 +402,7 @@ def test_a_schedule_that_did_not_fire_is_told_at_the_end(when, caplog):
     assert len(caplog.records) == 1
 
 
-NOT_DRAWN = next(step for step in range(50) if not sgdwalk.one_in(5, dense=4)(step))
+NOT_DRAWN = next(step for step in range(50) if not sgdwalk.one_in(7, dense=4)(step))
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_the_method_samples_the_steps_that_are_asked_for():
     inputs, targets = data()
     run, _ = train(net(), inputs, targets, steps=60, method="sampled", when=sgdwalk.in_epochs(2, 3, 4))
     chosen = run.steps.index[run.steps["sampled_height"].notna()]
-    drawn = sgdwalk.one_in(5, dense=4)
+    drawn = sgdwalk.one_in(7, dense=4)
     assert chosen.tolist() == [step for step in range(12, 48) if drawn(step)]
     assert all(12 <= step < 48 for step in chosen)
     assert run.steps["height"].isna().all()

@@ -7,7 +7,7 @@ Arithmetic only: nothing here knows a clock or a model. Of these the first is ta
 | exact | every one | all, at every point |
 | certified | every one | all at the ends, a sample in between |
 | certified, or exact where that is cheaper | one in k at random, at least 20 in a stretch | the same |
-| sampled | one in k at random, at least 5 in a stretch | 6 evaluation batches |
+| sampled | one in k at random, at least 5 in a stretch | 4 evaluation batches |
 | none | none | none: cosine, distance, norms and gauge at every update |
 
 A stretch is an epoch, or 400 updates where an epoch is shorter or of unknown length; k is the smallest that fits. What

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from sgdwalk.params import lerp_into
 from sgdwalk.sampling import NUM_UNITS, sampled_segment
 from sgdwalk.shared_layer import SharedLayer, find_shared_layer
 
-SAMPLE_ONE_IN = 5
+SAMPLE_ONE_IN = 7
 """A sampled walk looks at one step of so many, ..."""
 DENSE = 4
 """... and at the start of training at more: at all of the first 8, then at one of 2, of 3, and so on."""
@@ -131,10 +131,8 @@ def unit_losses(
                 shared.forget()
             for unit, *at_nodes in zip(group, *outputs, strict=True):
                 target, size = at_nodes[0][1], full_loss.data.sizes[unit]
-                values = [output for output, _ in at_nodes]
-                sums = as_sums(
-                    [full_loss.sum_and_count(_interpolated(values, alpha), target, size) for alpha in alphas]
-                )
+                between = _interpolated([output for output, _ in at_nodes], alphas)
+                sums = as_sums([full_loss.sum_and_count(output, target, size) for output in between])
                 counts.append(sums.counts[0])
                 losses.append([value / counts[-1] for value in sums.sums])
     between = [loss for row in losses for loss in row[1:-1]]
@@ -153,14 +151,16 @@ def _output(full_loss: FullLoss, unit: int, alpha: float, shared: SharedLayer | 
     return full_loss.forward(full_loss.site.module, batch)
 
 
-def _interpolated(values: Sequence[Tensor], alpha: float) -> Tensor:
-    """The polynomial through the values at the nodes, at α (Lagrange)."""
-    total = torch.zeros_like(values[0])
-    for i, value in enumerate(values):
-        weight = math.prod((alpha - other) / (NODES[i] - other) for j, other in enumerate(NODES) if j != i)
-        if weight:
-            total.add_(value, alpha=weight)
-    return total if all_finite(values) else unmoved_kept(total, values)
+def _interpolated(values: Sequence[Tensor], alphas: Sequence[float]) -> Iterator[Tensor]:
+    """The polynomial through the values at the nodes, at each α (Lagrange)."""
+    finite = all_finite(values)
+    for alpha in alphas:
+        total = torch.zeros_like(values[0])
+        for i, value in enumerate(values):
+            weight = math.prod((alpha - other) / (NODES[i] - other) for j, other in enumerate(NODES) if j != i)
+            if weight:
+                total.add_(value, alpha=weight)
+        yield total if finite else unmoved_kept(total, values)
 
 
 def _evaluated(

@@ -20,7 +20,7 @@ from sgdwalk import valley
 from sgdwalk.errors import InputError
 
 CONFIDENCE = 0.95
-NUM_UNITS = 6
+NUM_UNITS = 4
 """Evaluation batches drawn at a sampled step: with fewer the bias that is left shows, with more there are fewer steps
 for the same price."""
 

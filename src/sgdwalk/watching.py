@@ -105,7 +105,7 @@ def watch(
         batchnorm: ``train`` takes each evaluation batch's statistics (paper, footnote 5), ``eval`` the running ones.
         method: ``exact`` evaluates every point over all data; ``certified`` the ends over all data and what lies
             between them on samples, each loss with a 95 % interval that holds for the whole segment; ``sampled``
-            looks at a few evaluation batches of one in five of the steps of ``when``, and of more at the start of
+            looks at a few evaluation batches of one in seven of the steps of ``when``, and of more at the start of
             training, for the mean height of an epoch (:func:`sgdwalk.analysis.sampled_epochs`): no single segment is
             measured. ``exact`` where neither it nor ``budget`` is given.
         budget: what the watched training may cost at most, as a multiple of the unwatched one, such as 1.5: in place of
