@@ -142,7 +142,7 @@ def choose(
     >>> costs = Costs(0.004, 0.001, 0.001, 0.0007, 0.00003, 0.002, 450, 450, keeps_start=True)
     >>> plan = choose(costs, 1.5, steps_per_epoch=450)
     >>> plan.method, plan.one_in, round(plan.cost, 2)
-    ('sampled', 22, 1.4)
+    ('sampled', 15, 1.4)
     """
     assert costs.step > 0, costs
     room = PLANNED_SHARE * (budget - 1) * costs.step - costs.columns
