@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sgdwalk.errors import InputError
-from sgdwalk.in_place import rectify_in_place
+from sgdwalk.in_place import compute_in_place
 from sgdwalk.memory_format import set_memory_format
 from sgdwalk.params import ParameterVector, tensor_bytes
 
@@ -185,7 +185,7 @@ class Replica(Site):
                 if hasattr(child, "_orig_mod"):
                     setattr(layer, name, bare_module(child))
         set_evaluation_mode(self.module, self.batchnorm)
-        rectify_in_place(self.module)
+        compute_in_place(self.module)
         self._structure = _structure(self.source)
         if self._memory_format[0] is not torch.preserve_format:
             set_memory_format(self.module, *self._memory_format)
