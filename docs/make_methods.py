@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import make_pictures
+import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk.drawing import COLOURS, Picture
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
+SMALL_CERTIFIED = DOCS / "results" / "small-certified"
 BEGIN, END = "<!-- measured: made by docs/make_methods.py -->", "<!-- end of measured -->"
 NETS = {
     "mlp": "MLP on MNIST",
@@ -132,6 +134,9 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
     yield ""
     yield from huge_data()
     yield ""
+    yield from figures()
+    yield ""
+    yield from evaluations()
     yield END
 
 
@@ -196,6 +201,61 @@ def huge_data() -> Iterator[str]:
         numbers = f"{row['examples a step, mean']:,.0f} | {100 * row['share of exact']:.2g} %"
         width = f"{100 * row['half-width / height, median']:.2g} %"
         yield f"| {row['N']:,} | {row['ends']} | {numbers} | {width} | {row['within tolerance']} |"
+
+
+def figures() -> Iterator[str]:
+    """The paper's figures from certified segments beside the exact ones of the same trainings."""
+    yield "### The paper's figures, certified"
+    yield ""
+    yield (
+        "`sgdwalk reproduce ID --scale small --method certified` beside the exact trainings of the same settings, "
+        "tolerance 0.05. VGG-11 and ResNet-56 of this scale have 1,200 images, 40 evaluation batches of 30, which leaves "
+        "little to sample from; the MLP has 6,000, in 60 of 100. A watched update's start counts where it had to be "
+        "evaluated. [Raw numbers](results/small-certified)."
+    )
+    yield ""
+    columns = ("figure", "verdicts", "the same", "watched updates", "examples / exact", "exact heights inside")
+    columns += ("an epoch's mean height differs by at most", "barriers: exact", "certified", "undecided")
+    yield f"| {' | '.join(columns)} |"
+    yield f"|---|{'---:|' * (len(columns) - 1)}"
+    for folder in sorted(SMALL_CERTIFIED.iterdir(), key=lambda path: (path.name[:3], len(path.name), path.name)):
+        verdicts, heights, barriers, cost = (
+            pd.read_csv(folder / f"beside-exact-{name}.csv") for name in ("verdicts", "heights", "barriers", "cost")
+        )
+        inside = (heights.heights_inside * heights.updates).sum()
+        cells = [
+            folder.name,
+            len(verdicts),
+            (verdicts.agreement == "same").sum(),
+            f"{heights.updates.sum():,}",
+            f"{cost.certified_examples.sum() / cost.exact_examples.sum():.3f}",
+            f"{inside:,.0f}",
+            f"{heights.difference_percent.abs().max():.2g} %",
+            *(int(barriers[name].sum()) for name in ("exact", "certified", "undecided")),
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def evaluations() -> Iterator[str]:
+    """What each way to make an exact evaluation cheaper brings."""
+    yield "### What makes an evaluation cheaper"
+    yield ""
+    yield (
+        "All points of one segment, in turns: `present` is what `watch()` does (float32, one point after the other, "
+        "`channels_last` but in the convolutions that it makes slower, layers of a plain `nn.Sequential` in place, freed "
+        "memory kept). Time: of the present evaluation, medians; below one is faster. Error: the largest distance of a "
+        "loss from the one in float64, in heights of the segment; an idea may be used where it is below a tenth. Raw "
+        "numbers, with their commits: [results](../benchmarks/results), `evaluation_ideas_*.json`."
+    )
+    for path in sorted(RESULTS.glob("evaluation_ideas_*.json")):
+        stored = json.loads(path.read_text("utf-8"))
+        yield ""
+        yield f"| {path.stem.rpartition('_')[2]}: evaluation | time / present | error, heights |"
+        yield "|---|---:|---:|"
+        for row in stored["summary"]:
+            yield f"| {row['evaluation']} | {row['ratio (median)']:.2f} | {row['error, heights']:.1g} |"
+        for side, reason in stored["raw"].get("not_run", {}).items():
+            yield f"| {side} | does not run: {reason.partition(':')[0]} | |"
 
 
 def render(page: str, measured: Mapping[str, Measured]) -> str:
