@@ -209,9 +209,9 @@ def figures() -> Iterator[str]:
     yield ""
     yield (
         "`sgdwalk reproduce ID --scale small --method certified` beside the exact trainings of the same settings, "
-        "tolerance 0.05. VGG-11 and ResNet-56 of this scale have 1,200 images, 40 evaluation batches of 30, which leaves "
-        "little to sample from; the MLP has 6,000, in 60 of 100. A watched update's start counts where it had to be "
-        "evaluated. [Raw numbers](results/small-certified)."
+        "tolerance 0.05. VGG-11 and ResNet-56 of this scale have 1,200 images, 40 evaluation batches of 30, which "
+        "leaves little to sample from; the MLP has 6,000, in 60 of 100. A watched update's start counts where it had "
+        "to be evaluated. [Raw numbers](results/small-certified)."
     )
     yield ""
     columns = ("figure", "verdicts", "the same", "watched updates", "examples / exact", "exact heights inside")
@@ -242,9 +242,9 @@ def evaluations() -> Iterator[str]:
     yield ""
     yield (
         "All points of one segment, in turns: `present` is what `watch()` does (float32, one point after the other, "
-        "`channels_last` but in the convolutions that it makes slower, layers of a plain `nn.Sequential` in place, freed "
-        "memory kept). Time: of the present evaluation, medians; below one is faster. Error: the largest distance of a "
-        "loss from the one in float64, in heights of the segment; an idea may be used where it is below a tenth. Raw "
+        "`channels_last` but in the convolutions that it makes slower, layers of a plain `nn.Sequential` in place, "
+        "freed memory kept). Time: of the present evaluation, medians; below one is faster. Error: the largest distance "
+        "of a loss from the one in float64, in heights of the segment; an idea may be used where it is below a tenth. Raw "
         "numbers, with their commits: [results](../benchmarks/results), `evaluation_ideas_*.json`."
     )
     for path in sorted(RESULTS.glob("evaluation_ideas_*.json")):
