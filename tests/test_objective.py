@@ -242,6 +242,36 @@ def test_channels_last_only_where_the_model_runs_in_it(flatten, used):
     assert model.conv.weight.is_contiguous()
 
 
+class CastsItself(nn.Module):
+    """Under an autocast of its own, which keeps weights that it has cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x).float()
+
+
+def test_weights_cast_at_one_point_are_not_used_at_another():
+    model = CastsItself()
+    inputs, targets = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    objective = full_loss(model, (inputs, targets), functional.cross_entropy)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    with objective.evaluating():
+        for each in (model, moved, model):
+            objective.site.write([parameter.detach() for parameter in each.parameters()])
+            with torch.no_grad():
+                parts = zip(inputs.split(10), targets.split(10), strict=True)
+                wanted = sum(functional.cross_entropy(each(x), y).item() * len(y) for x, y in parts) / 12
+            assert math.isclose(objective.sums().mean, wanted, rel_tol=1e-6)
+
+
 def test_mean_of_sums():
     assert LossSums((1.0, 3.0), (1.0, 3.0)).mean == 1.0
     assert math.isnan(LossSums((1.0, math.inf), (1.0, 1.0)).mean)

@@ -58,7 +58,8 @@ def isolated(device: torch.device) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             for device_type in {"cpu", device.type}:
-                stack.enter_context(torch.autocast(device_type, enabled=False))
+                # No cache: cast weights leave it with the outermost autocast, which for a model's own one is this.
+                stack.enter_context(torch.autocast(device_type, enabled=False, cache_enabled=False))
             stack.enter_context(_full_float32())
             stack.enter_context(_plain_computation())
             if device.type == "cuda":
