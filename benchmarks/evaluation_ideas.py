@@ -4,12 +4,11 @@
 
 Forward passes only: the losses at all points of one segment over N examples in batches of 100, after
 ``--updates`` updates of SGD with learning rate 0.1. ``present`` is what ``watch()`` does with its defaults: float32,
-weights lerped in place, one point after the other, ``channels_last`` but in the convolutions that it makes slower,
-layers in place, freed memory kept by the process. Beside it, in turns:
+weights lerped in place, one point after the other, ``channels_last`` but in the convolutions that it makes slower, and
+freed memory kept by the process. Beside it, in turns:
 
-* NCHW: torch's usual order of memory, nothing in place;
-* channels_last in every layer, nothing in place;
-* nothing in place: no normalization and no ReLU of a plain ``nn.Sequential`` over the output of the layer before;
+* NCHW: torch's usual order of memory;
+* channels_last in every layer;
 * freed memory given back: as the C library does where nobody asks it to keep blocks of some MiB, in a process of its
   own, against the present evaluation in another one;
 * bfloat16 autocast;
@@ -41,7 +40,6 @@ from torch import Tensor, nn
 import common
 import nets
 from sgdwalk.allocator import keep_freed_memory
-from sgdwalk.in_place import compute_in_place
 from sgdwalk.memory_format import SlowConvolutions, set_memory_format
 
 SIZES = {"mlp": 2_000, "vgg11": 100, "resnet56": 100}
@@ -88,10 +86,8 @@ class Segment:
         self.batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in self.batches]
         return self
 
-    def as_watched(self, *, in_place: bool = True) -> Segment:
-        """In the order of memory that ``watch()`` takes, and in place where it does."""
-        if in_place:
-            compute_in_place(self.model)
+    def as_watched(self) -> Segment:
+        """In the order of memory that ``watch()`` takes."""
         convolutional = any(isinstance(layer, nn.Conv2d) for layer in self.model.modules())
         return self.channels_last(everywhere=False) if convolutional else self
 
@@ -246,7 +242,6 @@ def measure(name: str, options) -> dict:
         "bfloat16 autocast": here(lambda: in_bfloat16(present)),
         "torch.compile": here(lambda: own.losses(compiled)),
         "points fused": here(lambda: fused(present)),
-        "nothing in place": here(Segment(*segment).as_watched(in_place=False).losses),
     }
     if name != "mlp":
         sides["NCHW"] = here(Segment(*segment).losses)

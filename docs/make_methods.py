@@ -242,9 +242,9 @@ def evaluations() -> Iterator[str]:
     yield ""
     yield (
         "All points of one segment, in turns: `present` is what `watch()` does (float32, one point after the other, "
-        "`channels_last` but in the convolutions that it makes slower, layers of a plain `nn.Sequential` in place, "
-        "freed memory kept). Time: of the present evaluation, medians; below one is faster. Error: the largest "
-        "distance of a loss from the one in float64, in heights of the segment; an idea may be used below a tenth. "
+        "`channels_last` but in the convolutions that it makes slower, freed memory kept). Time: of the present "
+        "evaluation, medians; below one is faster. Error: the largest distance of a loss from the one in float64, in "
+        "heights of the segment; an idea may be used below a tenth. "
         "Raw numbers, with their commits: [results](../benchmarks/results), `evaluation_ideas_*.json`."
     )
     for path in sorted(RESULTS.glob("evaluation_ideas_*.json")):

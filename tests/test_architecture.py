@@ -25,7 +25,7 @@ LAYERS = [
     {"report_figures", "report_tables"},
     {"report"},
     {"isolation", "params", "data", "fused_loops", "kernels", "state", "eigensolver", "draws", "graphs", "short_rows"},
-    {"allocator", "in_place", "memory_format"},
+    {"allocator", "memory_format"},
     {"distributions"},
     {"replica", "trajectory", "checkpoints"},
     {"objective"},

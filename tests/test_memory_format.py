@@ -145,6 +145,108 @@ def test_a_layer_with_a_convolution_of_its_own_keeps_it():
     assert value(loss) == usual
 
 
+class Gated(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):  # pyright: ignore[reportIncompatibleMethodOverride]
+        output = super()._conv_forward(input, weight, bias)
+        return output, output > 0
+
+    def forward(self, input):
+        output, mask = self._conv_forward(input, self.weight, self.bias)
+        return output * mask
+
+
+def test_a_subclass_convolves_in_its_own_way():
+    model = Deep()
+    model.deep = Gated(256, 256, 3, padding=1)
+    loss = full_loss(model)
+    usual = value(loss)
+    assert loss.use_channels_last()
+    assert value(loss) == pytest.approx(usual, rel=2e-6)
+
+
+class Unbatched(nn.Module):
+    """Convolves a last batch of one image without its first dimension, or all images one by one under ``vmap``."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.deep, self.way = nn.Conv2d(256, 256, 3, padding=1), way
+
+    def forward(self, x):
+        x = x.repeat(1, 86, 1, 1)[:, :256, :4, :4]
+        if len(x) > 1:
+            return self.deep(x).mean(dim=(2, 3))[:, :3]
+        x = self.deep(x.squeeze(0)).unsqueeze(0) if self.way == "squeezed" else torch.func.vmap(self.deep)(x)
+        return x.mean(dim=(2, 3))[:, :3]
+
+
+@pytest.mark.parametrize("way", ["squeezed", "vmap"])
+def test_a_later_batch_of_another_kind(way):
+    model, (inputs, targets) = Unbatched(way), pictures()
+    data = evaluation_data(
+        list(zip(inputs.split([3, 2, 1]), targets.split([3, 2, 1]), strict=True)), None, 0, batchnorm=False
+    )
+    loss = FullLoss(Replica(model, ParameterVector(model.parameters()), "train"), data, functional.cross_entropy, None)
+    assert loss.use_channels_last()
+    assert loss.site.module.deep.weight.is_contiguous()
+    assert value(loss) == pytest.approx(functional.cross_entropy(model(inputs), targets).item(), rel=2e-6)
+
+
+def test_a_layer_shared_by_outputs_of_many_sizes_is_no_slow_one():
+    layer = nn.Conv2d(256, 256, 3, padding=1)
+    with SlowConvolutions() as noted, torch.no_grad():
+        for size in (4, 8):
+            layer(torch.zeros(1, 256, size, size))
+    assert noted.layers(nn.Sequential(layer)) == frozenset()
+
+
+def test_the_same_order_twice_is_the_same_order():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    for _ in range(2):
+        set_memory_format(model, torch.channels_last, {"1"})
+        assert [layer.weight.is_contiguous() for layer in model] == [False, True]
+
+
+class Shared(nn.Module):
+    """A backbone that copies of the model have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(256, 256, 3, padding=1).requires_grad_(False)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, x):
+        return self.deep(x)
+
+
+def test_a_layer_that_is_the_users_own_gets_no_method():
+    model = Deep()
+    model.deep = Shared()
+    loss = full_loss(model)
+    usual = value(loss)
+    loss.use_channels_last()
+    assert value(loss) == pytest.approx(usual, rel=2e-6)
+    assert "_conv_forward" not in model.deep.deep.__dict__
+
+
+def test_a_3d_convolution_beside_is_no_obstacle():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.volume = nn.Conv2d(3, 3, 3), nn.Conv3d(3, 3, 1)
+
+        def forward(self, x):
+            return self.volume(self.flat(x).unsqueeze(2)).mean(dim=(2, 3, 4))
+
+    model = Both()
+    loss = full_loss(model)
+    inputs, targets = pictures()
+    loss.use_channels_last()
+    assert value(loss) == pytest.approx(functional.cross_entropy(model(inputs), targets).item(), rel=2e-6)
+
+
 def test_a_watched_deep_net_has_the_losses_that_plain_code_finds():
     model, (inputs, targets) = Deep(), pictures()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

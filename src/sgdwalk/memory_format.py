@@ -24,26 +24,26 @@ SHORT_ROWS = range(2, 7)
 """Pixels in a row of the output that do not repay reading the weights; a single one makes a plain product."""
 
 _METHOD = "_conv_forward"
+C: Any = torch._C  # without stubs for what is asked of it
 
 
 class SlowConvolutions(TorchFunctionMode):
-    """Inside, take note of the weights of 2-D convolutions that channels_last makes slower."""
+    """Inside, take note of the 2-D convolutions that channels_last makes slower at every call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weights: set[int] = set()
+        self._weights: dict[bool, set[int]] = {True: set(), False: set()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is F.conv2d and len(args) > 1 and is_slow(args[1], result):
-            self.weights.add(id(args[1]))
+        if func is F.conv2d and len(args) > 1:
+            self._weights[is_slow(args[1], result)].add(id(args[1]))
         return result
 
     def layers(self, module: nn.Module) -> frozenset[str]:
-        """Names of the noted layers."""
-        return frozenset(
-            name for name, layer in _convolutions(module) if id(layer._parameters.get("weight")) in self.weights
-        )
+        """Names of the noted layers: plain ones, for a subclass may convolve in a way of its own."""
+        slow = self._weights[True] - self._weights[False]
+        return frozenset(name for name, layer in _convolutions(module) if id(layer._parameters.get("weight")) in slow)
 
 
 def is_slow(weight: Tensor, output: Tensor) -> bool:
@@ -58,17 +58,20 @@ def set_memory_format(module: nn.Module, memory_format: torch.memory_format, usu
     """
     module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     for name, layer in _convolutions(module):
-        if name in usual and _METHOD not in layer.__dict__:
+        ours = getattr(layer.__dict__.get(_METHOD), "__func__", None) is _in_usual_order
+        if name in usual and (ours or _METHOD not in layer.__dict__):
             layer.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             layer.__dict__[_METHOD] = types.MethodType(_in_usual_order, layer)
-        elif name not in usual and getattr(layer.__dict__.get(_METHOD), "__func__", None) is _in_usual_order:
+        elif ours:
             del layer.__dict__[_METHOD]
 
 
 def _in_usual_order(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    output = type(layer)._conv_forward(layer, input.contiguous(), weight, bias)
+    if input.dim() != 4 or C._functorch.peek_interpreter_stack() is not None:  # one image, or vmap
+        return nn.Conv2d._conv_forward(layer, input, weight, bias)
+    output = nn.Conv2d._conv_forward(layer, input.contiguous(), weight, bias)
     return output.contiguous(memory_format=torch.channels_last)
 
 
 def _convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+    return ((name, layer) for name, layer in module.named_modules() if type(layer) is nn.Conv2d)

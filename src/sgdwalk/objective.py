@@ -141,10 +141,10 @@ class FullLoss:
             with SlowConvolutions() as slow:
                 before = self.sums(1)
             self._slow_layers = slow.layers(site.module) if self._device.type == "cpu" else frozenset()
-            self.set_channels_last(True)
             try:
+                self.set_channels_last(True)
                 after = self.sums(1)
-            except RuntimeError:  # .view() of an activation, say
+            except RuntimeError:  # .view() of an activation, a 3-D convolution beside, say
                 after = LossSums((math.nan,), (1.0,))
             if not math.isclose(before.mean, after.mean, rel_tol=1e-4, abs_tol=1e-6):
                 self.set_channels_last(False)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sgdwalk.errors import InputError
-from sgdwalk.in_place import compute_in_place
 from sgdwalk.memory_format import set_memory_format
 from sgdwalk.params import ParameterVector, tensor_bytes
 
@@ -175,8 +174,15 @@ class Replica(Site):
     def set_memory_format(self, memory_format: torch.memory_format, usual: Collection[str] = ()) -> None:
         """Store the copy's four-dimensional parameters in another order, but for the layers named in ``usual``."""
         self._memory_format = (memory_format, usual)
-        set_memory_format(self.module, memory_format, usual)
+        self._order_memory()
         self.targets = [leaf.detach() for leaf in self.leaves]
+
+    def _order_memory(self) -> None:
+        # A layer whose __deepcopy__ hands out itself is the user's own: it is given no method.
+        memory_format, usual = self._memory_format
+        own = {id(layer) for layer in self.source.modules()}
+        shared = {name for name, layer in self.module.named_modules() if id(layer) in own}
+        set_memory_format(self.module, memory_format, set(usual) - shared)
 
     def _rebuild(self) -> None:
         self.module = _copy_without_hooks(self.source)
@@ -185,10 +191,9 @@ class Replica(Site):
                 if hasattr(child, "_orig_mod"):
                     setattr(layer, name, bare_module(child))
         set_evaluation_mode(self.module, self.batchnorm)
-        compute_in_place(self.module)
         self._structure = _structure(self.source)
         if self._memory_format[0] is not torch.preserve_format:
-            set_memory_format(self.module, *self._memory_format)
+            self._order_memory()
         copies = dict(self.module.named_parameters(remove_duplicate=False))
         names = {
             id(parameter): name.replace("_orig_mod.", "")
