@@ -79,10 +79,9 @@ def measure(name: str, options) -> dict:
 
 def main() -> None:
     options = common.arguments(__doc__.splitlines()[0], net="all", examples=0, batch_size=100, rounds=9)
-    names = list(SIZES) if options.net == "all" else [options.net]
-    raw = [measure(name, options) for name in names]
-    rows = [
-        {
+    for name in list(SIZES) if options.net == "all" else [options.net]:
+        case = measure(name, options)
+        row = {
             "net": case["net"],
             "N": case["examples"],
             "10 bare passes, ms": common.milliseconds(case["seconds"][case["against"]]),
@@ -92,9 +91,7 @@ def main() -> None:
             "rounds": case["ratio"]["rounds"],
             "wanted": "≤ 1.10",
         }
-        for case in raw
-    ]
-    common.report(options.out, "exact_segments", vars(options), raw, rows)
+        common.report(options.out, f"exact_segments_{name}", vars(options), [case], [row])
 
 
 if __name__ == "__main__":
