@@ -208,8 +208,8 @@ def figures() -> Iterator[str]:
     yield "### The paper's figures, certified"
     yield ""
     yield (
-        "`sgdwalk reproduce ID --scale small --method certified` beside the exact trainings of the same settings, "
-        "tolerance 0.05. VGG-11 and ResNet-56 of this scale have 1,200 images, 40 evaluation batches of 30, which "
+        "`sgdwalk reproduce fig2 --scale small --method certified` and alike, beside the exact trainings of the same "
+        "settings, tolerance 0.05. VGG-11 and ResNet-56 have 1,200 images here, 40 evaluation batches of 30, which "
         "leaves little to sample from; the MLP has 6,000, in 60 of 100. A watched update's start counts where it had "
         "to be evaluated. [Raw numbers](results/small-certified)."
     )

@@ -422,7 +422,7 @@ def test_a_sampled_walk_that_drew_nothing_says_so(when):
     assert nets.event_kinds(walk.run) == ["never_watched"]
     says(
         walk.run.events["message"][0],
-        rf"when=\(one_in\(5, seed=0, dense=4\) & .*(every\(100\)|lambda).* did not fire in {NOT_DRAWN + 1} steps",
+        rf"when=\(one_in\(7, seed=0, dense=4\) & .*(every\(100\)|lambda).* did not fire in {NOT_DRAWN + 1} steps",
     )
 
 
