@@ -122,7 +122,8 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
         yield ""
         yield (
             f"The error of `sampled` is the root mean square over its samplings; its 95 % interval held the exact mean "
-            f"in {100 * sampled['coverage']:.0f} of 100. Its price is that of updates after the dense start. The gauge "
+            f"in {100 * sampled['coverage']:.0f} of 100. It drew {settings['num_units']} batches of one update in "
+            f"{settings['sample_one_in']}; its price is that of updates after the dense start. The gauge "
             "estimates another number, the mean slope at the end of an update: "
             f"{percent(gauge['error of the mean'])} from the exact mean slope, which its interval "
             f"{'held' if gauge['coverage'] else 'did not hold'}."
