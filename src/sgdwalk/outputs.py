@@ -51,7 +51,7 @@ def alike(trees: Sequence[Any]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def lagrange(nodes: Sequence[int], num_points: int) -> Tensor:
+def lagrange(nodes: Sequence[float], num_points: int) -> Tensor:
     """Weights of the nodes k / num_points in the polynomial through them, at every point.  # (points, nodes)
 
     >>> lagrange([0, 2], 2).abs().tolist()

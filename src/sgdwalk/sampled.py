@@ -14,7 +14,7 @@ from sgdwalk.draws import generator
 from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Undefined
 from sgdwalk.objective import FullLoss, as_sums
-from sgdwalk.outputs import all_finite, unmoved_kept
+from sgdwalk.outputs import all_finite, lagrange, unmoved_kept
 from sgdwalk.params import lerp_into
 from sgdwalk.sampling import NUM_UNITS, sampled_segment
 from sgdwalk.shared_layer import SharedLayer, find_shared_layer
@@ -111,6 +111,7 @@ def unit_losses(
         Losses, one list of ``num_points + 1`` for each unit, and the counts.
     """
     alphas = [k / num_points for k in range(num_points + 1)]
+    weights = lagrange([node * num_points for node in NODES], num_points).tolist()
     shared = find_shared_layer(full_loss)
     losses: list[list[float]] = []
     counts: list[float] = []
@@ -131,8 +132,8 @@ def unit_losses(
                 shared.forget()
             for unit, *at_nodes in zip(group, *outputs, strict=True):
                 target, size = at_nodes[0][1], full_loss.data.sizes[unit]
-                between = _interpolated([output for output, _ in at_nodes], alphas)
-                sums = as_sums([full_loss.sum_and_count(output, target, size) for output in between])
+                along = _interpolated([output for output, _ in at_nodes], weights)
+                sums = as_sums([full_loss.sum_and_count(output, target, size) for output in along])
                 counts.append(sums.counts[0])
                 losses.append([value / counts[-1] for value in sums.sums])
     between = [loss for row in losses for loss in row[1:-1]]
@@ -151,13 +152,12 @@ def _output(full_loss: FullLoss, unit: int, alpha: float, shared: SharedLayer | 
     return full_loss.forward(full_loss.site.module, batch)
 
 
-def _interpolated(values: Sequence[Tensor], alphas: Sequence[float]) -> Iterator[Tensor]:
-    """The polynomial through the values at the nodes, at each α (Lagrange)."""
+def _interpolated(values: Sequence[Tensor], weights: Sequence[Sequence[float]]) -> Iterator[Tensor]:
+    """The polynomial through the values at the nodes, at each point: one at a time, as outputs may be large."""
     finite = all_finite(values)
-    for alpha in alphas:
+    for of_point in weights:
         total = torch.zeros_like(values[0])
-        for i, value in enumerate(values):
-            weight = math.prod((alpha - other) / (NODES[i] - other) for j, other in enumerate(NODES) if j != i)
+        for weight, value in zip(of_point, values, strict=True):
             if weight:
                 total.add_(value, alpha=weight)
         yield total if finite else unmoved_kept(total, values)
