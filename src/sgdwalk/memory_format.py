@@ -24,7 +24,7 @@ SHORT_ROWS = range(2, 7)
 """Pixels in a row of the output that do not repay reading the weights; a single one makes a plain product."""
 
 _METHOD = "_conv_forward"
-C: Any = torch._C  # without stubs for what is asked of it
+_C: Any = torch._C  # its stubs are silent on functorch
 
 
 class SlowConvolutions(TorchFunctionMode):
@@ -67,7 +67,7 @@ def set_memory_format(module: nn.Module, memory_format: torch.memory_format, usu
 
 
 def _in_usual_order(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if input.dim() != 4 or C._functorch.peek_interpreter_stack() is not None:  # one image, or vmap
+    if input.dim() != 4 or _C._functorch.peek_interpreter_stack() is not None:  # one image, or vmap
         return nn.Conv2d._conv_forward(layer, input, weight, bias)
     output = nn.Conv2d._conv_forward(layer, input.contiguous(), weight, bias)
     return output.contiguous(memory_format=torch.channels_last)

@@ -82,8 +82,6 @@ class FullLoss:
         self.mixes_examples = site.batchnorm == "train" and bool(batchnorm_layers(site.source))
         """Whether an example's loss depends on the others of its batch, through BatchNorm in train mode."""
         self.channels_last = False
-        self._slow_layers: frozenset[str] = frozenset()
-        """Convolutions that stay in the usual order of memory where the others are in channels_last."""
         if self._device.type == "cpu":
             keep_freed_memory()
 
@@ -129,10 +127,8 @@ class FullLoss:
         return twin
 
     def use_channels_last(self) -> bool:
-        """Switch a convolutional net to channels_last where it runs and gives the same loss; faster on CPU and GPU.
-
-        On the CPU without the convolutions that it makes slower.
-        """
+        """Switch a convolutional net to channels_last where it runs and gives the same loss; faster on CPU and GPU, on
+        the CPU but for some convolutions."""
         site = self.site
         if not isinstance(site, Replica) or not any(isinstance(layer, nn.Conv2d) for layer in site.module.modules()):
             return False
@@ -140,7 +136,8 @@ class FullLoss:
             site.write(site.here)
             with SlowConvolutions() as slow:
                 before = self.sums(1)
-            self._slow_layers = slow.layers(site.module) if self._device.type == "cpu" else frozenset()
+            if self._device.type == "cpu":
+                site.usual_order = slow.layers(site.module)
             try:
                 self.set_channels_last(True)
                 after = self.sums(1)
@@ -153,10 +150,7 @@ class FullLoss:
     def set_channels_last(self, yes: bool) -> None:
         """Store the copy's weights, and give it its inputs, in that order of memory or in the usual one."""
         assert isinstance(self.site, Replica), "the user's own model keeps its format"
-        if yes:
-            self.site.set_memory_format(torch.channels_last, self._slow_layers)
-        else:
-            self.site.set_memory_format(torch.contiguous_format)
+        self.site.set_memory_format(torch.channels_last if yes else torch.contiguous_format)
         self.channels_last = yes
 
     def as_input(self, batch: Any) -> Any:

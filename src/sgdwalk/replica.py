@@ -168,21 +168,23 @@ class Replica(Site):
     def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
         super().__init__(model, vector, batchnorm)
         self._held = False
-        self._memory_format: tuple[torch.memory_format, Collection[str]] = (torch.preserve_format, ())
+        self._memory_format = torch.preserve_format
+        self.usual_order: Collection[str] = ()
+        """Convolutions that compute in the usual order of memory where the copy is in channels_last."""
         self._rebuild()
 
-    def set_memory_format(self, memory_format: torch.memory_format, usual: Collection[str] = ()) -> None:
-        """Store the copy's four-dimensional parameters in another order, but for the layers named in ``usual``."""
-        self._memory_format = (memory_format, usual)
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Store the copy's four-dimensional parameters in another order; their values stay."""
+        self._memory_format = memory_format
         self._order_memory()
         self.targets = [leaf.detach() for leaf in self.leaves]
 
     def _order_memory(self) -> None:
         # A layer whose __deepcopy__ hands out itself is the user's own: it is given no method.
-        memory_format, usual = self._memory_format
         own = {id(layer) for layer in self.source.modules()}
         shared = {name for name, layer in self.module.named_modules() if id(layer) in own}
-        set_memory_format(self.module, memory_format, set(usual) - shared)
+        last = self._memory_format is torch.channels_last
+        set_memory_format(self.module, self._memory_format, set(self.usual_order) - shared if last else ())
 
     def _rebuild(self) -> None:
         self.module = _copy_without_hooks(self.source)
@@ -192,7 +194,7 @@ class Replica(Site):
                     setattr(layer, name, bare_module(child))
         set_evaluation_mode(self.module, self.batchnorm)
         self._structure = _structure(self.source)
-        if self._memory_format[0] is not torch.preserve_format:
+        if self._memory_format is not torch.preserve_format:
             self._order_memory()
         copies = dict(self.module.named_parameters(remove_duplicate=False))
         names = {
