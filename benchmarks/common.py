@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -94,15 +95,9 @@ def elsewhere(
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    before = {name: os.environ.get(name) for name in environment or {}}
-    os.environ.update(environment or {})
     process = context.Process(target=_serve, args=(theirs, make, *arguments), daemon=True)
-    process.start()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+    with mock.patch.dict(os.environ, environment or {}):
+        process.start()
     theirs.close()  # so that recv() raises, and does not wait for ever, where the process ends early
 
     def ask() -> Any:

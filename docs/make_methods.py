@@ -1,11 +1,14 @@
-"""Make the measured part of docs/methods.md and its picture: python docs/make_methods.py
+"""Make the measured part of docs/methods.md and its picture: python docs/make_methods.py [--from FOLDER]
 
-Every number is one of those that benchmarks/error_against_cost.py keeps in benchmarks/results. The text around them is
-written by hand; what lies between the two marks is replaced.
+Every number is one of those that the benchmarks keep in benchmarks/results, or of docs/results/small-certified.json.
+``--from runs/paper`` makes the latter first, of what ``sgdwalk reproduce ID --scale small --method certified`` and the
+same with exact segments wrote to runs/paper. The text around the numbers is written by hand; what lies between the two
+marks is replaced.
 """
 
 from __future__ import annotations
 
+import argparse
 import html
 import json
 from collections.abc import Iterator, Mapping
@@ -17,10 +20,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sgdwalk.drawing import COLOURS, Picture
+from sgdwalk.paper.registry import IDS
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-SMALL_CERTIFIED = DOCS / "results" / "small-certified"
+SMALL_CERTIFIED = DOCS / "results" / "small-certified.json"
 BEGIN, END = "<!-- measured: made by docs/make_methods.py -->", "<!-- end of measured -->"
 NETS = {
     "mlp": "MLP on MNIST",
@@ -204,35 +208,51 @@ def huge_data() -> Iterator[str]:
         yield f"| {row['N']:,} | {row['ends']} | {numbers} | {width} | {row['within tolerance']} |"
 
 
+def copy_figures(pages: Path) -> None:
+    """Take over how each figure by certified segments compares with the exact one, and which trainings made it."""
+    found = {}
+    for id in IDS:
+        page = pages / f"{id}-small-certified" / "result.json"
+        if not page.exists():
+            continue
+        result = json.loads(page.read_text("utf-8"))
+        compared = {part: result["beside_exact"][part] for part in ("verdicts", "heights", "barriers", "cost")}
+        walks = [training for training in result["trainings"] if training["watched"]]
+        found[id] = {**compared, "trainings": walks}
+    SMALL_CERTIFIED.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
 def figures() -> Iterator[str]:
     """The paper's figures from certified segments beside the exact ones of the same trainings."""
+    stored = json.loads(SMALL_CERTIFIED.read_text("utf-8"))
+    commits = sorted({training["commit"][:12] for each in stored.values() for training in each["trainings"]})
     yield "### The paper's figures, certified"
     yield ""
     yield (
         "`sgdwalk reproduce fig2 --scale small --method certified` and alike, beside the exact trainings of the same "
         "settings, tolerance 0.05. VGG-11 and ResNet-56 have 1,200 images here, 40 evaluation batches of 30, which "
-        "leaves little to sample from; the MLP has 6,000, in 60 of 100. A watched update's start counts where it had "
-        "to be evaluated. [Raw numbers](results/small-certified)."
+        "leaves little to sample from; the MLP has 6,000, in 60 of 100. Figures share trainings, so their updates "
+        "overlap. A watched update's start counts where it had to be evaluated. Commits of the certified trainings: "
+        f"{', '.join(commits)}; [raw numbers](results/small-certified.json)."
     )
     yield ""
     columns = ("figure", "verdicts", "the same", "watched updates", "examples / exact", "exact heights inside")
     columns += ("an epoch's mean height differs by at most", "barriers: exact", "certified", "undecided")
     yield f"| {' | '.join(columns)} |"
     yield f"|---|{'---:|' * (len(columns) - 1)}"
-    for folder in sorted(SMALL_CERTIFIED.iterdir(), key=lambda path: (path.name[:3], len(path.name), path.name)):
+    for id, each in stored.items():
         verdicts, heights, barriers, cost = (
-            pd.read_csv(folder / f"beside-exact-{name}.csv") for name in ("verdicts", "heights", "barriers", "cost")
+            pd.DataFrame(each[part]) for part in ("verdicts", "heights", "barriers", "cost")
         )
-        inside = (heights.heights_inside * heights.updates).sum()
         cells = [
-            folder.name,
+            id,
             len(verdicts),
             (verdicts.agreement == "same").sum(),
             f"{heights.updates.sum():,}",
             f"{cost.certified_examples.sum() / cost.exact_examples.sum():.3f}",
-            f"{inside:,.0f}",
+            f"{(heights.heights_inside * heights.updates).sum():,.0f}",
             f"{heights.difference_percent.abs().max():.2g} %",
-            *(int(barriers[name].sum()) for name in ("exact", "certified", "undecided")),
+            *(barriers[name].sum() for name in ("exact", "certified", "undecided")),
         ]
         yield f"| {' | '.join(map(str, cells))} |"
 
@@ -244,9 +264,10 @@ def evaluations() -> Iterator[str]:
     yield (
         "All points of one segment, in turns: `present` is what `watch()` does (float32, one point after the other, "
         "`channels_last` but in the convolutions that it makes slower, freed memory kept). Time: of the present "
-        "evaluation, medians; below one is faster. Error: the largest distance of a loss from the one in float64, in "
-        "heights of the segment; an idea may be used below a tenth. "
-        "Raw numbers, with their commits: [results](../benchmarks/results), `evaluation_ideas_*.json`."
+        "evaluation, medians; below one is faster. Memory given back and huge pages have a process of their own each, "
+        "and are compared with the present evaluation in another one. Error: the largest distance of a loss from the "
+        "one in float64, in heights of the segment. Raw numbers, with their commits: [results](../benchmarks/results), "
+        "`evaluation_ideas_*.json`."
     )
     for path in sorted(RESULTS.glob("evaluation_ideas_*.json")):
         stored = json.loads(path.read_text("utf-8"))
@@ -255,8 +276,9 @@ def evaluations() -> Iterator[str]:
         yield "|---|---:|---:|"
         for row in stored["summary"]:
             yield f"| {row['evaluation']} | {row['ratio (median)']:.2f} | {row['error, heights']:.1g} |"
-        for side, reason in stored["raw"].get("not_run", {}).items():
+        for side, reason in stored["raw"]["not_run"].items():
             yield f"| {side} | does not run: {reason.partition(':')[0]} | |"
+    yield ""
 
 
 def render(page: str, measured: Mapping[str, Measured]) -> str:
@@ -320,4 +342,9 @@ def main(folder: Path = DOCS) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="pages", type=Path, help="folder that reproduce wrote to")
+    options = parser.parse_args()
+    if options.pages:
+        copy_figures(options.pages)
     main()

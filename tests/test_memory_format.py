@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import platform
-import subprocess
-import sys
 import types
 
 import pytest
@@ -264,35 +261,3 @@ def test_a_watched_deep_net_has_the_losses_that_plain_code_finds():
         mean = functional.cross_entropy(point(inputs.double()), targets).item()
         (found,) = segments[(segments.step == step) & (segments.alpha == 1.0)].loss
         assert abs(found - mean) <= 2e-6 * mean + 1e-7
-
-
-PAGE_FAULTS = """
-import resource, sys
-import numpy as np
-from sgdwalk.allocator import keep_freed_memory
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-for _ in range(3):
-    blocks = [np.ones(6 << 17), np.ones(6 << 17)]
-    del blocks
-before = faults()
-for _ in range(20):
-    blocks = [np.ones(6 << 17), np.ones(6 << 17)]
-    del blocks
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives freed blocks back")
-def test_freed_memory_is_not_asked_for_again():
-    """20 rounds of two blocks of 6 MiB: pages are cleared anew in each round, or not at all."""
-    run = [sys.executable, "-c", PAGE_FAULTS]
-    given_back, kept = (
-        int(subprocess.run([*run, way], capture_output=True, text=True, check=True).stdout) for way in ("", "keep")
-    )
-    assert kept < 100
-    assert given_back > 10_000

@@ -46,9 +46,8 @@ NOISE_COST = 2 * 10 / 100
 """Evaluations of one batch at each point for ``loss_noise``: ten batches in float64 at each hundredth watched step."""
 SAMPLED_HALFWIDTH = 1.8
 """Half-width of a sampled mean height's 95 % interval, relative to it, times the root of the number of looks. Over
-an epoch of 450 updates with 75 looks at 4 batches 1.5 was seen with a small VGG-11 on CIFAR-10, and with 103 looks at 6
-batches 1.7 with an MLP on MNIST (benchmarks/error_against_cost.py); a little more is expected where the start is not
-looked at densely."""
+an epoch of 450 updates with 75 looks at 4 batches 1.5 was seen with an MLP on MNIST and with a small VGG-11 on CIFAR-10
+(benchmarks/error_against_cost.py); a little more is expected where the start is not looked at densely."""
 
 Method = Literal["exact", "certified", "sampled"]
 
