@@ -37,11 +37,12 @@ FAMILIES = {
     "certified": ("certified", "green", "^"),
     "sampled": ("sampled", "purple", "v"),
     "mini-batch": ("mini-batch alone", "red", "P"),
+    "gauge": ("gauge, of the mean slope", "floor", "X"),
 }
 """First word of a method: how the legend calls it, its colour and its shape."""
 LEAST = 1e-5
 """Errors are drawn no smaller: that of the exact method is rounding."""
-TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+TICKS = (1, 3, 10, 30, 100, 300, 1000)
 
 Rows = dict[str, dict[str, Any]]
 
@@ -324,7 +325,7 @@ def picture(measured: Mapping[str, Measured]) -> Picture:
     found.title = "Error of the mean height of an epoch against the cost of watching"
     said = []
     for index, (net, each) in enumerate(measured.items()):
-        axes = found.add_axes((0.09 + 0.49 * index, 0.28, 0.41, 0.6))
+        axes = found.add_axes((0.11 + 0.5 * index, 0.33, 0.37, 0.56))
         said.append(f"{NETS[net]}: {'; '.join(draw(axes, each, NETS[net]))}.")
     handles, labels = found.axes[0].get_legend_handles_labels()
     found.legend(handles, labels, loc="lower center", ncols=3, fontsize=11, frameon=False, labelcolor=COLOURS["muted"])
