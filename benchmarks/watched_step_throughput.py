@@ -6,10 +6,12 @@ A watched training step: one SGD update on a mini-batch of 100, and the full los
 over N examples in evaluation batches of 100, BatchNorm taking each batch's statistics. Three sides train the same net
 from the same start on the same mini-batches, in turns:
 
-* watched: the update inside ``sgdwalk.watch()`` with its defaults;
-* plain script: the evaluation loop of the authors' ``interpolation.py`` (LynetteXing1991/walk_with_sgd, 2018) in
-  today's torch, over tensors that lie in memory ready to use. At each point the state dict is interpolated (running
-  statistics too) and loaded, then a shuffling DataLoader hands out its batches and each batch's loss is fetched;
+* watched: the update inside ``sgdwalk.watch()`` with its defaults, of the net that ``sgdwalk reproduce`` trains, whose
+  ReLUs take the place of what they are made from;
+* plain script: the net as it is commonly written (``nets.py``), and the evaluation loop of the authors'
+  ``interpolation.py`` (LynetteXing1991/walk_with_sgd, 2018) in today's torch, over tensors that lie in memory ready to
+  use. At each point the state dict is interpolated (running statistics too) and loaded, then a shuffling DataLoader
+  hands out its batches and each batch's loss is fetched;
 * plain script with transforms: the same, where the data set makes each example ready when it is asked for, as the
   authors' does at every point: crop after padding by 4, flip and normalization for images, normalization for MNIST.
 
@@ -44,6 +46,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import common
 import nets
 import sgdwalk
+from sgdwalk.paper import models
 
 SIZES = {"mlp": 5_000, "vgg11": 1_000, "resnet56": 1_000}
 """Examples N where no --examples is given: half a minute a step with one thread."""
@@ -159,6 +162,18 @@ def transformed(name: str, data_dir: Path, count: int) -> Dataset:
     return (TransformedDigits if name == "mlp" else TransformedImages)(images, labels)
 
 
+def reproduced(name: str, plain: nn.Module) -> nn.Module:
+    """The net that ``sgdwalk reproduce`` trains, with a plain one's weights: both have the same layers in one order."""
+    make = {
+        "mlp": lambda: models.MLP((784, 500, 350, 10)),
+        "vgg11": lambda: models.VGG11(10),
+        "resnet56": lambda: models.ResNet(10),
+    }
+    model = make[name]()
+    model.load_state_dict(dict(zip(model.state_dict(), plain.state_dict().values(), strict=True)))
+    return model
+
+
 def measure(name: str, options) -> dict:
     torch.manual_seed(0)
     count = options.examples or SIZES[name]
@@ -168,7 +183,7 @@ def measure(name: str, options) -> dict:
         "plain script with transforms": transformed(name, Path(options.data_dir), count),
     }
     model = {"mlp": nets.mlp, "vgg11": nets.vgg11, "resnet56": nets.resnet56}[name]()
-    watched = Training(model, inputs, targets, options.batch_size)
+    watched = Training(reproduced(name, model), inputs, targets, options.batch_size)
     taken: dict[str, list[tuple[list[float], float]]] = {side: [] for side in (*datasets, IN_OUR_PROCESS)}
     processor: dict[str, list[float]] = {"watched": []}
     sides: dict[str, Callable[[], None]] = {"watched": common.counted(watched.step, processor["watched"])}

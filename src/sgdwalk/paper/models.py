@@ -1,4 +1,7 @@
-"""The paper's networks: a multilayer perceptron, VGG-11 and ResNet-56, each of which can be made narrower."""
+"""The paper's networks: a multilayer perceptron, VGG-11 and ResNet-56, each of which can be made narrower.
+
+ReLUs and a block's sum take the place of what they are made from: the same numbers in less memory and time.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class MLP(nn.Module):
         for number, (width_in, width_out) in enumerate(pairwise(widths[:-1]), 1):
             layers[f"linear{number}"] = nn.Linear(width_in, width_out)
             layers[f"norm{number}"] = nn.BatchNorm1d(width_out)
-            layers[f"relu{number}"] = nn.ReLU()
+            layers[f"relu{number}"] = nn.ReLU(inplace=True)
             if dropout > 0:
                 layers[f"dropout{number}"] = nn.Dropout(dropout)
         layers["output"] = nn.Linear(widths[-2], widths[-1])
@@ -100,13 +103,13 @@ class VGG11(nn.Module):
                 features.append(nn.MaxPool2d(2))
                 continue
             width //= width_divisor
-            features += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            features += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
         self.features = nn.Sequential(*features)
         units = [channels * (image_size // 32) ** 2, *(u // width_divisor for u in VGG11_CLASSIFIER[image_size])]
         classifier: list[nn.Module] = []
         for units_in, units_out in pairwise(units):
-            classifier += [nn.Linear(units_in, units_out), nn.ReLU()]
+            classifier += [nn.Linear(units_in, units_out), nn.ReLU(inplace=True)]
         self.classifier = nn.Sequential(*classifier, nn.Linear(units[-1], num_classes))
         initialize_convolutions(self)
 
@@ -126,9 +129,9 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, width, 1, stride=stride, bias=False) if stride != 1 else None
 
     def forward(self, images: Tensor) -> Tensor:
-        activated = self.norm1(images).relu()
+        activated = self.norm1(images).relu_()
         shortcut = images if self.shortcut is None else self.shortcut(activated)
-        return self.conv2(self.norm2(self.conv1(activated)).relu()) + shortcut
+        return self.conv2(self.norm2(self.conv1(activated)).relu_()).add_(shortcut)
 
 
 class ResNet(nn.Module):
@@ -164,7 +167,7 @@ class ResNet(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:  # (examples, channels, height, width) -> (examples, classes)
-        return self.output(self.norm(self.stages(self.stem(images))).relu().mean(dim=(2, 3)))
+        return self.output(self.norm(self.stages(self.stem(images))).relu_().mean(dim=(2, 3)))
 
 
 def initialize_convolutions(model: nn.Module) -> None:
