@@ -27,14 +27,14 @@ import sgdwalk
 import spectral_norm_problem as problems
 
 Answer = dict[str, Any]
+OPTIONS = ("threads", "tolerance", "following")
 
 
 class Ours:
     """``SpectralNorm`` along a walk whose updates lead from one stored iterate to the next."""
 
-    def __init__(self, cache: Path, where: dict[str, str], tolerance: float):
-        self.cache, self.where = cache, where
-        self.measure = sgdwalk.SpectralNorm(tolerance)
+    def __init__(self, cache: Path, where: dict[str, str], measure: sgdwalk.SpectralNorm):
+        self.cache, self.where, self.measure = cache, where, measure
         self.answer: Answer = {}
         first = problems.load(cache, iterate=0, **where)
         self.model = first.model
@@ -135,7 +135,14 @@ def main() -> None:
         iterates=10,
         cache=str(problems.CACHE),
     )
-    parser.add_argument("--tolerance", type=float, nargs="+", default=[0.05, 1e-3], help="sgdwalk's; one side each")
+    parser.add_argument("--tolerance", type=float, nargs="*", default=[0.05, 1e-3], help="sgdwalk's; one side each")
+    parser.add_argument(
+        "--following",
+        type=float,
+        nargs="*",
+        default=[0.05],
+        help="of sides that follow the last eigenvector alone, as peers do (look_every=None)",
+    )
     parser.add_argument("--peer", nargs=3, action="append", default=[], metavar=("NAME", "PYTHON", "SETTING"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -143,9 +150,10 @@ def main() -> None:
     where = {name: getattr(options, name) for name in ("net", "algorithm", "batchnorm")}
     exact = problems.references(cache, **where)[: options.iterates]
 
-    sides: dict[str, Ours | Peer] = {
-        f"sgdwalk, tolerance {each:g}": Ours(cache, where, each) for each in options.tolerance
-    }
+    measures = {f"sgdwalk, tolerance {each:g}": sgdwalk.SpectralNorm(each) for each in options.tolerance}
+    for each in options.following:
+        measures[f"sgdwalk, tolerance {each:g}, look_every=None"] = sgdwalk.SpectralNorm(each, look_every=None)
+    sides: dict[str, Ours | Peer] = {name: Ours(cache, where, measure) for name, measure in measures.items()}
     for name, python, setting in options.peer:
         sides[f"{name} {setting}"] = Peer(cache, where, options.threads, name, python, setting)
     raw: dict[str, list[Answer]] = {name: [] for name in sides}
@@ -161,7 +169,7 @@ def main() -> None:
     floors = floor_seconds(cache, where)
 
     rows = summary(raw, floors)
-    settings = {**where, "iterates": len(exact), "threads": options.threads, "tolerance": options.tolerance}
+    settings = {**where, "iterates": len(exact), **{name: getattr(options, name) for name in OPTIONS}}
     common.report(options.out, "spectral_norm_" + "_".join(where.values()), settings, {"floor": floors, **raw}, rows)
 
 

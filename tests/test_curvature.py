@@ -582,8 +582,11 @@ def test_an_unconverged_number_is_no_number_of_the_walk():
     assert measure.state_dict()["start"] is None
 
 
-def test_two_eigenvalues_that_cross_are_not_mistaken():
-    """The top falls while another eigenvalue, in a direction of its own, rises past it."""
+def falling_and_rising(measure, num_steps):
+    """The measure along a walk whose top eigenvalue falls while another one, in a direction of its own, rises past it.
+
+    Also the two eigenvalues at each step.
+    """
 
     class Crossing(nn.Module):
         def __init__(self):
@@ -598,17 +601,26 @@ def test_two_eigenvalues_that_cross_are_not_mistaken():
             return (0.5 * rising * self.theta.square()).sum().expand(len(x))
 
     model = Crossing()
-    values = []
     data = (torch.zeros(4, 1), torch.zeros(4))
-    measures = {"norm": sgdwalk.SpectralNorm(0.01)}
-    with sgdwalk.watch(model, None, identity, data, measures=measures, num_points=2) as walked:
-        for step in range(25):
+    with sgdwalk.watch(model, None, identity, data, measures={"norm": measure}, num_points=2) as walked:
+        for _ in range(num_steps):
             walked.before_step(learning_rate=1.0)
             with torch.no_grad():
                 model.time += 1
             walked.after_step()
-            values.append(max(1.0 - 0.02 * step, 0.6 + 0.02 * step))
-    np.testing.assert_allclose(walked.run.steps["norm"], values, rtol=1e-2)
+    times = np.arange(num_steps)
+    return walked.run.steps, 1.0 - 0.02 * times, 0.6 + 0.02 * times
+
+
+def test_two_eigenvalues_that_cross_are_not_mistaken():
+    steps, falling, rising = falling_and_rising(sgdwalk.SpectralNorm(0.01), 25)
+    np.testing.assert_allclose(steps["norm"], np.maximum(falling, rising), rtol=1e-2)
+
+
+def test_without_looks_the_last_eigenvector_is_followed_alone():
+    steps, falling, _ = falling_and_rising(sgdwalk.SpectralNorm(0.01, look_every=None), 15)
+    np.testing.assert_allclose(steps["norm"], falling, rtol=1e-2)  # the other is larger from the 10th on
+    assert steps["norm_num_products"][1:].eq(1).all()
 
 
 def test_a_resumed_walk_goes_on_bitwise():

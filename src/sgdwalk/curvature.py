@@ -303,6 +303,8 @@ class SpectralNorm:
         parameters: names of parameters or layers to restrict it to; it has no threshold then.
         gradient_scale: what the loop multiplies ∇L by before the optimizer has it; the threshold is divided by it.
         look_every: measurements between two looks at what may have overtaken the last eigenvalue; 1 looks each time.
+            None follows the last eigenvector alone, as power iteration from it would: the cheapest, and blind to
+            another eigenvalue that rises unless the followed one jumps.
         seed: of the random vectors.
 
     >>> import torch, sgdwalk
@@ -332,7 +334,7 @@ class SpectralNorm:
         preconditioned: bool = False,
         parameters: Sequence[str] | None = None,
         gradient_scale: float = 1.0,
-        look_every: int = 4,
+        look_every: int | None = 4,
         seed: int = 0,
     ):
         check_settings(k=1, which=which, tolerance=tolerance, max_products=max_products, size=1)
@@ -347,8 +349,9 @@ class SpectralNorm:
         if not gradient_scale > 0:
             raise InputError(f"gradient_scale={gradient_scale!r}: a factor above zero is wanted.")
         self.gradient_scale = gradient_scale
-        if isinstance(look_every, bool) or not isinstance(look_every, int) or look_every < 1:
-            raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted.")
+        wrong = isinstance(look_every, bool) or not isinstance(look_every, int) or look_every < 1
+        if wrong and look_every is not None:
+            raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted, or None for no looks.")
         self.look_every = look_every
         self.seed = seed
         self._forget()
@@ -416,8 +419,9 @@ class SpectralNorm:
         if start is None or start.shape[1] != matrix.size:
             return search(None, look=True)
         start = start.to(device=matrix.device, dtype=matrix.dtype)
-        look = (self._searches - 1) % self.look_every == 0
-        pairs = search(start if look or self._rival else start[:1], look=look)
+        look = self.look_every is not None and (self._searches - 1) % self.look_every == 0
+        alone = self.look_every is None or not (look or self._rival)
+        pairs = search(start[:1] if alone else start, look=look)
         jumped = abs(float(pairs.values[0]) - self._value) > JUMP * abs(self._value)
         if look or (pairs.converged[0] and not jumped) or pairs.num_products == self.max_products:
             return pairs
