@@ -331,6 +331,60 @@ def test_a_killed_training_goes_on_bitwise_and_hurts_no_other(tmp_path, caplog):
     }
 
 
+def in_a_server(folder, **attributes):
+    """A task that trains in a process which serves tasks, and its board."""
+    board = Board(folder / "board")
+    board.folder.mkdir(exist_ok=True)
+    board.open()
+    experiment = replace(TINY, **attributes)
+    return Task(experiment, Execution(), folder / training_name(experiment), None, board.folder)
+
+
+@pytest.fixture
+def no_server_waits():
+    task.end_servers()
+    yield
+    task.end_servers()
+
+
+@pytest.mark.skipif(not task.FORKS, reason="only Linux forks trainings")
+@pytest.mark.usefixtures("no_server_waits")
+def test_trainings_one_after_the_other_are_forks_of_one_server(tmp_path, monkeypatch):
+    """The last one has other examples than the first two; one that fails takes nothing along."""
+    started = []
+    start = task._Server.__init__
+    monkeypatch.setattr(task._Server, "__init__", lambda self, *asked: [started.append(asked), start(self, *asked)][1])
+    wanted = [in_a_server(tmp_path, seed=seed, num_train=120 if seed < 2 else 90) for seed in range(3)]
+    failing = replace(in_a_server(tmp_path, seed=9), folder=tmp_path / "run")
+    failing.folder.mkdir()
+    failing.folder.joinpath("run.json").write_text("{}")
+    assert [each().state for each in (wanted[0], failing, *wanted[1:])] == ["finished", "failed", *["finished"] * 2]
+    assert len(started) == 1
+    for each in wanted:
+        assert_same_run(each.folder, uninterrupted(each.experiment, tmp_path / f"whole-{each.experiment.seed}"))
+
+
+@pytest.mark.skipif(not task.FORKS, reason="only Linux forks trainings")
+@pytest.mark.usefixtures("no_server_waits")
+def test_a_training_whose_server_is_killed_saves_its_state_and_is_lost(tmp_path):
+    endless = in_a_server(tmp_path, epochs=3_000, watch=False)
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(endless)
+        training = holder(endless.folder)
+        while not (Board(endless.board).read(endless.folder.name) or (0,))[0]:
+            time.sleep(0.02)
+        os.kill(int(Path(f"/proc/{training}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        outcome = future.result()
+    assert (outcome.state, outcome.message.partition(";")[0]) == (
+        "lost",
+        "ended by signal 9, SIGKILL, as where memory runs out",
+    )
+    sgdwalk.forget_writer(endless.folder)
+    num_done = len(sgdwalk.open_run(endless.folder).steps)
+    assert 0 < num_done < endless.experiment.num_updates
+    assert max(int(path.name[5:]) for path in endless.folder.glob("checkpoints/step-*")) == num_done
+
+
 def test_a_training_ends_with_its_worker_and_a_second_one_of_the_same_run_is_refused(tmp_path):
     endless = replace(TINY, epochs=3_000, watch=False)
     board = Board(tmp_path / "board")
@@ -561,7 +615,7 @@ def test_the_docs_of_the_command_name_the_file(capsys):
 def test_a_training_looks_at_the_board_only_now_and_then(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(worker.Wishes, "_wait_for_parent", lambda self: None)
+    monkeypatch.setattr(worker.Wishes, "_wait_for", lambda self: None)
     board = Board(tmp_path)
     board.open()
     wishes = worker.Wishes(board, "mine")

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,11 +135,27 @@ def load(experiment: Experiment, data_dir: Path | None = None) -> tuple[Split, S
     Raises:
         sgdwalk.InputError: the data cannot be had; says what to put where.
     """
-    if experiment.dataset == "digits":
-        training, validation = _digits(experiment.num_examples)
-    else:
-        training, validation = _images(experiment, data_dir)
-    count = experiment.num_validation
+    return load_examples(wanted_of(experiment), data_dir)
+
+
+class Wanted(NamedTuple):
+    """All that decides which examples an experiment has: others that want the same share them."""
+
+    dataset: str
+    num_examples: int
+    num_validation: int | None
+    image_divisor: int
+
+
+def wanted_of(experiment: Experiment) -> Wanted:
+    """What an experiment wants of its data set."""
+    return Wanted(*(getattr(experiment, name) for name in Wanted._fields))
+
+
+def load_examples(wanted: Wanted, data_dir: Path | None = None) -> tuple[Split, Split]:
+    """The examples to train on and those to validate by; as ``load``."""
+    training, validation = _digits(wanted.num_examples) if wanted.dataset == "digits" else _images(wanted, data_dir)
+    count = wanted.num_validation
     return training, replace(validation, inputs=validation.inputs[:count], targets=validation.targets[:count])
 
 
@@ -166,28 +182,28 @@ def _digits(num_train: int) -> tuple[Split, Split]:
     return Split(inputs[:num_train], targets[:num_train]), Split(inputs[validation], targets[validation])
 
 
-def _images(experiment: Experiment, data_dir: Path | None) -> tuple[Split, Split]:
-    source = SOURCES[experiment.dataset]
+def _images(wanted: Wanted, data_dir: Path | None) -> tuple[Split, Split]:
+    source = SOURCES[wanted.dataset]
     table = read(source, "train", data_dir)
-    if experiment.dataset == "tiny-imagenet":
+    if wanted.dataset == "tiny-imagenet":
         order = np.random.default_rng(TINY_ORDER_SEED).permutation(len(table))
         labels = np.asarray(table["label"])
         chosen = order[labels[order] < NUM_CLASSES["tiny-imagenet"]]
         held_out = read(source, "valid", data_dir)
         validation_rows = np.flatnonzero(np.asarray(held_out["label"]) < NUM_CLASSES["tiny-imagenet"])
     else:
-        chosen = np.arange(NUM_TRAIN[experiment.dataset])
+        chosen = np.arange(NUM_TRAIN[wanted.dataset])
         held_out = table
-        validation_rows = np.arange(len(table))[VALIDATION[experiment.dataset]]
-    divisor = experiment.image_divisor
-    if len(chosen) < experiment.num_examples:
+        validation_rows = np.arange(len(table))[VALIDATION[wanted.dataset]]
+    divisor = wanted.image_divisor
+    if len(chosen) < wanted.num_examples:
         raise sgdwalk.InputError(
             f"train of {source.hub_id} has {len(chosen):,} images of the classes that are used; wanted are "
-            f"{experiment.num_examples:,}: put the hub's train-*.parquet there, whole, or lower num_train."
+            f"{wanted.num_examples:,}: put the hub's train-*.parquet there, whole, or lower num_train."
         )
     return (
-        _as_split(source, table, chosen[: experiment.num_examples], divisor),
-        _as_split(source, held_out, validation_rows[: experiment.num_validation], divisor),
+        _as_split(source, table, chosen[: wanted.num_examples], divisor),
+        _as_split(source, held_out, validation_rows[: wanted.num_validation], divisor),
     )
 
 

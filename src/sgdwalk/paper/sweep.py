@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ import sgdwalk
 from sgdwalk.paper import record
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.cost import work
-from sgdwalk.paper.task import Board, Outcome, Task
+from sgdwalk.paper.task import Board, Outcome, Task, end_servers
 
 SECONDS_BETWEEN_LOOKS = 0.1
 logger = logging.getLogger("sgdwalk")
@@ -118,7 +119,9 @@ def train_all(
         TrainingsFailed: some trainings failed; the others were brought to their end before.
     """
     if executor is None:
-        with ThreadPoolExecutor(max(1, jobs or len(experiments))) as threads:
+        with ExitStack() as stack:
+            stack.callback(end_servers)  # once all threads are done
+            threads = stack.enter_context(ThreadPoolExecutor(max(1, jobs or len(experiments))))
             return train_all(
                 experiments,
                 folder,
