@@ -10,7 +10,16 @@ from sgdwalk.paper.config import Experiment
 from sgdwalk.paper.figure import Figure, Panel, Table, published_data, published_name
 from sgdwalk.paper.judging import Claim
 from sgdwalk.paper.selections import FIRST_UPDATES
-from sgdwalk.paper.trainings import ARCHITECTURES, Architecture, Scale, gd, our_epoch, sgd, whole_network
+from sgdwalk.paper.trainings import (
+    ARCHITECTURES,
+    Architecture,
+    Scale,
+    gd,
+    our_epoch,
+    sgd,
+    whole_network_gd,
+    whole_network_sgd,
+)
 
 READINGS = {"gd": "mean gradient", "gd-sum": "sum of nine mean gradients"}
 """Role of a training by GD -> what the paper's "full batch gradient" is read as."""
@@ -77,8 +86,10 @@ def _gd_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
     walks = {role: f"GD, {reading}" for role, reading in READINGS.items()}
     whole: dict[str, tuple[Experiment, ...]] = {}
     if id == "fig1" and scale == "small":
-        whole = {"gd-whole": whole_network(scale, "mean"), "gd-sum-whole": whole_network(scale, "sum")}
-        walks |= {f"{role}-whole": f"GD, {reading}, whole network, 300 images" for role, reading in READINGS.items()}
+        for (gradient, images), experiment in whole_network_gd(scale).items():
+            role = "gd" if gradient == "mean" else "gd-sum"
+            whole[f"{role}-whole-{images}"] = (experiment,)
+            walks[f"{role}-whole-{images}"] = f"GD, {READINGS[role]}, whole network, {images:,} images"
     return Figure(
         id,
         scale,
@@ -121,7 +132,7 @@ def _sgd_figure(id: str, scale: Scale, architecture: Architecture, papers_epoch:
     walks = {"sgd": "SGD", **{role: f"GD, {reading}" for role, reading in READINGS.items()}}
     whole: dict[str, tuple[Experiment, ...]] = {}
     if id == "fig2" and scale == "small":
-        whole = {"sgd-whole": whole_network(scale)}
+        whole = {"sgd-whole": whole_network_sgd(scale)}
         walks["sgd-whole"] = "SGD, whole network, 4,000 images"
     return Figure(
         id,
