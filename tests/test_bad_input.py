@@ -484,6 +484,17 @@ def test_something_that_is_no_model(model):
         sgdwalk.watch(model, SGD(nets.mlp().parameters(), lr=0.1), functional.cross_entropy, nets.classification())
 
 
+@pytest.mark.parametrize("evaluate_on", ["copy", "model"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_layer(evaluate_on):
+    model = nn.Sequential(nn.Linear(4, 5), torch.jit.script(nn.Linear(5, 3)))
+    says(
+        refusal(model=model, evaluate_on=evaluate_on),
+        "layer '1' of the model is TorchScript",
+        "before torch.jit.script",
+    )
+
+
 def test_measures_that_are_no_functions():
     says(refusal(measures={"sharpness": 3.0}), "sharpness", "float|call")
 

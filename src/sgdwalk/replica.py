@@ -105,6 +105,13 @@ class Site:
 
     def __init__(self, model: nn.Module, vector: ParameterVector, batchnorm: str):
         self.source = bare_module(model)
+        for name, layer in self.source.named_modules():
+            if isinstance(layer, torch.jit.ScriptModule):
+                raise InputError(
+                    f"{f'Layer {name!r} of the model' if name else 'The model'} is TorchScript, which can neither be "
+                    "copied with parameters to differentiate by nor put back as it was: watch the module as it was "
+                    "before torch.jit.script or torch.jit.trace. What torch.compile made can be watched."
+                )
         self.vector = vector
         self.batchnorm = batchnorm
 
