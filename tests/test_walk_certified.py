@@ -183,8 +183,9 @@ def test_a_walk_goes_on_bitwise_from_its_state(kind, how, tmp_path):
     parts = sgdwalk.open_run(folder)
     pd.testing.assert_frame_equal(parts.steps, whole.steps, check_exact=True)
     pd.testing.assert_frame_equal(parts.segments, whole.segments, check_exact=True)
-    assert nets.event_kinds(parts).count("loss_interpolated") == nets.event_kinds(whole).count("loss_interpolated")
-    assert ("loss_interpolated" in nets.event_kinds(whole)) == bool(how)
+    for told in ("loss_interpolated", "loss_unchecked"):
+        assert nets.event_kinds(parts).count(told) == nets.event_kinds(whole).count(told)
+        assert (told in nets.event_kinds(whole)) == bool(how)
 
 
 def test_a_resumed_walk_must_want_the_same(tmp_path):

@@ -251,6 +251,8 @@ def watch(
     writer, remarks = _open_writer(run, info, resume=resume)
     if writer is not None and writer.last_step < 0:
         _save_start(writer.folder / START_FILE, bare_module(model), trajectory)
+    resumed = writer is not None and writer.last_step >= 0
+    told_first = [] if resumed else [("loss_unchecked", message) for message in unchecked]
     return Walk(
         optimizers,
         lambda: _listed(model, optimizers),
@@ -262,7 +264,7 @@ def watch(
         steps_per_epoch,
         on_error,
         Journal(info, writer),
-        [*(("loss_unchecked", message) for message in unchecked), *remarks],
+        [*told_first, *remarks],
         budgeted,
     )
 
@@ -280,10 +282,6 @@ def _optimizers(optimizer: Any) -> list[Optimizer]:
 def _parameters(model: nn.Module, optimizers: list[Optimizer]) -> list[nn.Parameter]:
     """The walked parameters, after checking that the model has them."""
     own = {id(parameter) for parameter in bare_module(model).parameters()}
-    if isinstance(bare_module(model), torch.jit.ScriptModule):
-        raise InputError(
-            "The model is a TorchScript module, which cannot be evaluated elsewhere: pass the module itself."
-        )
     lazy = [name for name, tensor in _named_tensors(bare_module(model)) if is_lazy(tensor)]
     if lazy:
         raise InputError(
