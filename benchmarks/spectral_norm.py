@@ -145,6 +145,8 @@ def main() -> None:
     )
     parser.add_argument("--peer", nargs=3, action="append", default=[], metavar=("NAME", "PYTHON", "SETTING"))
     options = parser.parse_args()
+    if not options.tolerance and not options.following:
+        parser.error("a side of sgdwalk's is wanted: --tolerance or --following")
     torch.set_num_threads(options.threads)
     cache = Path(options.cache)
     where = {name: getattr(options, name) for name in ("net", "algorithm", "batchnorm")}

@@ -3,11 +3,12 @@
     python benchmarks/watched_step_throughput.py --data-dir DIR [--net mlp|vgg11|resnet56|all]
 
 A watched training step: one SGD update on a mini-batch of 100, and the full loss at the ten new points of its segment
-over N examples in evaluation batches of 100, BatchNorm taking each batch's statistics. Three sides train the same net
-from the same start on the same mini-batches, in turns:
+over N examples in evaluation batches of 100, BatchNorm taking each batch's statistics. Three sides train the same
+layers from the same start on the same mini-batches, in turns:
 
-* watched: the update inside ``sgdwalk.watch()`` with its defaults, of the net that ``sgdwalk reproduce`` trains, whose
-  ReLUs take the place of what they are made from;
+* watched: the update inside ``sgdwalk.watch()`` with its defaults, of the net that ``sgdwalk reproduce`` trains. It is
+  written to work in place: ReLUs and a block's sum take the place of what they are made from, which is a part of what
+  is gained here (a tenth for ResNet-56), and which a net of one's own has where it is written so;
 * plain script: the net as it is commonly written (``nets.py``), and the evaluation loop of the authors'
   ``interpolation.py`` (LynetteXing1991/walk_with_sgd, 2018) in today's torch, over tensors that lie in memory ready to
   use. At each point the state dict is interpolated (running statistics too) and loaded, then a shuffling DataLoader

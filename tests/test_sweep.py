@@ -17,8 +17,9 @@ from scipy import stats
 
 import sgdwalk
 from sgdwalk import cli
-from sgdwalk.paper import data, sweep, sweep_results, task, worker
+from sgdwalk.paper import data, forking, sweep, sweep_results, task, worker
 from sgdwalk.paper.config import Execution, Experiment
+from sgdwalk.paper.forking import ForkingExecutor
 from sgdwalk.paper.grid import Grid, missing_of, read_grid, run_grid
 from sgdwalk.paper.sweep import TrainingsFailed, is_trained, train_all, training_name
 from sgdwalk.paper.task import Board, Outcome, Task
@@ -331,8 +332,8 @@ def test_a_killed_training_goes_on_bitwise_and_hurts_no_other(tmp_path, caplog):
     }
 
 
-def in_a_server(folder, **attributes):
-    """A task that trains in a process which serves tasks, and its board."""
+def wanted(folder, **attributes):
+    """A task of a training, and its board."""
     board = Board(folder / "board")
     board.folder.mkdir(exist_ok=True)
     board.open()
@@ -340,49 +341,102 @@ def in_a_server(folder, **attributes):
     return Task(experiment, Execution(), folder / training_name(experiment), None, board.folder)
 
 
-@pytest.fixture
-def no_server_waits():
-    task.end_servers()
-    yield
-    task.end_servers()
+def trains(asked):
+    """The process of a training that has begun."""
+    training = holder(asked.folder)
+    while not (Board(asked.board).read(asked.folder.name) or (0,))[0]:
+        time.sleep(0.02)
+    return training
 
 
-@pytest.mark.skipif(not task.FORKS, reason="only Linux forks trainings")
-@pytest.mark.usefixtures("no_server_waits")
+def parent_of(process):
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def assert_saved(asked):
+    """A training ended before its time, with its state saved."""
+    sgdwalk.forget_writer(asked.folder)
+    num_done = len(sgdwalk.open_run(asked.folder).steps)
+    assert 0 < num_done < asked.experiment.num_updates
+    assert max(int(path.name[5:]) for path in asked.folder.glob("checkpoints/step-*")) == num_done
+
+
+forked = pytest.mark.skipif(not forking.FORKS, reason="only Linux forks trainings")
+
+
+@forked
 def test_trainings_one_after_the_other_are_forks_of_one_server(tmp_path, monkeypatch):
     """The last one has other examples than the first two; one that fails takes nothing along."""
     started = []
-    start = task._Server.__init__
-    monkeypatch.setattr(task._Server, "__init__", lambda self, *asked: [started.append(asked), start(self, *asked)][1])
-    wanted = [in_a_server(tmp_path, seed=seed, num_train=120 if seed < 2 else 90) for seed in range(3)]
-    failing = replace(in_a_server(tmp_path, seed=9), folder=tmp_path / "run")
+    start = forking._Server.__init__
+
+    def counted(self, *asked):
+        started.append(asked)
+        start(self, *asked)
+
+    monkeypatch.setattr(forking._Server, "__init__", counted)
+    good = [wanted(tmp_path, seed=seed, num_train=120 if seed < 2 else 90) for seed in range(3)]
+    failing = replace(wanted(tmp_path, seed=9), folder=tmp_path / "run")
     failing.folder.mkdir()
     failing.folder.joinpath("run.json").write_text("{}")
-    assert [each().state for each in (wanted[0], failing, *wanted[1:])] == ["finished", "failed", *["finished"] * 2]
+    with ForkingExecutor(1) as executor:
+        outcomes = [executor.submit(each).result() for each in (good[0], failing, *good[1:])]
+    assert [each.state for each in outcomes] == ["finished", "failed", "finished", "finished"]
     assert len(started) == 1
-    for each in wanted:
+    for each in good:
         assert_same_run(each.folder, uninterrupted(each.experiment, tmp_path / f"whole-{each.experiment.seed}"))
+        assert each.folder.with_name(f"{each.folder.name}.log").read_text() == ""
 
 
-@pytest.mark.skipif(not task.FORKS, reason="only Linux forks trainings")
-@pytest.mark.usefixtures("no_server_waits")
-def test_a_training_whose_server_is_killed_saves_its_state_and_is_lost(tmp_path):
-    endless = in_a_server(tmp_path, epochs=3_000, watch=False)
-    with ThreadPoolExecutor(1) as threads:
-        future = threads.submit(endless)
-        training = holder(endless.folder)
-        while not (Board(endless.board).read(endless.folder.name) or (0,))[0]:
-            time.sleep(0.02)
-        os.kill(int(Path(f"/proc/{training}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+@forked
+@pytest.mark.parametrize(
+    ("number", "state", "message"),
+    [
+        (signal.SIGKILL, "lost", "ended by signal 9, SIGKILL, as where memory runs out"),
+        (signal.SIGTERM, "stopped", ""),
+    ],
+)
+def test_a_training_whose_server_is_killed_or_whose_group_is_ended_saves_its_state(tmp_path, number, state, message):
+    """SIGKILL reaches the server alone; SIGTERM all processes, as SLURM sends it."""
+    endless = wanted(tmp_path, epochs=3_000, watch=False)
+    with ForkingExecutor(1) as executor:
+        future = executor.submit(endless)
+        server = parent_of(trains(endless))
+        if number == signal.SIGKILL:
+            os.kill(server, number)
+        else:
+            os.killpg(server, number)
         outcome = future.result()
-    assert (outcome.state, outcome.message.partition(";")[0]) == (
-        "lost",
-        "ended by signal 9, SIGKILL, as where memory runs out",
-    )
-    sgdwalk.forget_writer(endless.folder)
-    num_done = len(sgdwalk.open_run(endless.folder).steps)
-    assert 0 < num_done < endless.experiment.num_updates
-    assert max(int(path.name[5:]) for path in endless.folder.glob("checkpoints/step-*")) == num_done
+        assert executor.submit(wanted(tmp_path, seed=1)).result() == Outcome("finished")
+    assert (outcome.state, outcome.message.partition(";")[0]) == (state, message)
+    assert_saved(endless)
+
+
+@forked
+def test_an_interrupted_call_leaves_no_answer_for_the_next(tmp_path, monkeypatch):
+    """Also that what a server's start prints is no answer, but in the training's messages."""
+    tmp_path.joinpath("sitecustomize.py").write_text("print(7)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    endless, next_one = wanted(tmp_path, epochs=3_000, watch=False), wanted(tmp_path)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with ForkingExecutor(1) as executor:
+            alarm = threading.Thread(target=lambda: (trains(endless), signal.pthread_kill(main, signal.SIGALRM)))
+            main = threading.get_ident()
+            alarm.start()
+            with pytest.raises(KeyboardInterrupt):
+                endless.run(executor._train)
+            alarm.join()
+            assert next_one.run(executor._train) == Outcome("finished")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert_saved(endless)
+    assert is_trained(tmp_path, next_one.experiment)
+    assert endless.folder.with_name(f"{endless.folder.name}.log").read_text().startswith("7")
 
 
 def test_a_training_ends_with_its_worker_and_a_second_one_of_the_same_run_is_refused(tmp_path):

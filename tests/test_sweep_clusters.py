@@ -199,7 +199,7 @@ def test_sigterm_ends_a_job_with_its_state_saved(tmp_path):
     board.open()
     asked = Task(LONG, Execution(checkpoint_every=1_000), tmp_path / "run", None, board.folder)
     process = subprocess.Popen(
-        [sys.executable, "-m", "sgdwalk.paper.worker", json.dumps(asked._request(tmp_path / "log"))],
+        [sys.executable, "-m", "sgdwalk.paper.worker", json.dumps(asked._request())],
         env=environment(),
         stdin=subprocess.PIPE,
     )

@@ -230,7 +230,7 @@ def test_steps_that_the_watching_slows_down_are_its_cost(clock, method):
         train(model, optimizer, range(CHOSEN, 100))
     (told,) = map(float, re.findall(r"took (\S+) times", walk.run.events.iloc[-1]["message"]))
     assert told == pytest.approx((clock.seconds - before - STEP) / (clock.training - STEP), abs=0.02)
-    assert "a step counted as the 1,000 ms" in walk.run.events.iloc[-1]["message"]
+    assert "a step counted as 1,000 ms" in walk.run.events.iloc[-1]["message"]
 
 
 def test_a_pause_between_updates_is_the_loops_own_time(clock):

@@ -42,7 +42,8 @@ CALLS = 20
 """Calls of the hooks that are timed together."""
 EVICTED, MOST_EVICTED = 0.25, 0.1
 """Share of the time for what every update has that the step takes longer beside it, up to a share of the step: its
-vectors push the training's out of the cache. Seen with the paper's MLP, 1.3 ms beside 3.7 (benchmarks/budget.py)."""
+vectors push the training's out of the cache. Seen with the paper's MLP, whose columns take 1.3 ms beside a step of 3.7
+(benchmarks/budget.py)."""
 PAUSE = 4
 """Times a step beyond which what passes between two updates is no slow step, but something else that the loop does."""
 
@@ -141,7 +142,7 @@ class Budgeted:
         if self.step_seconds is None:
             return f"{told}."
         return (
-            f"{told}, a step counted as the {number(1000 * self.step_seconds)} ms that it took before any evaluation."
+            f"{told}, a step counted as {number(1000 * self.step_seconds)} ms, by what it took before any evaluation."
         )
 
     # --- the choice --------------------------------------------------------------------------------------------------
@@ -157,7 +158,8 @@ class Budgeted:
             statistics.median(later - earlier for earlier, later in itertools.pairwise(totals))
             for totals in zip(*self._steps[WARM_UP - 1 :], strict=True)
         )
-        beside = self._hook_seconds() + min(EVICTED * columns, MOST_EVICTED * step)
+        evicted = min(EVICTED * columns, MOST_EVICTED * step) if self._device.type == "cpu" else 0.0
+        beside = self._hook_seconds() + evicted
         step = self.step_seconds = max(step - beside, 1e-9)
         costs = self._costs(step, columns + beside, commit)
         plan = choose(

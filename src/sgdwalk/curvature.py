@@ -349,8 +349,8 @@ class SpectralNorm:
         if not gradient_scale > 0:
             raise InputError(f"gradient_scale={gradient_scale!r}: a factor above zero is wanted.")
         self.gradient_scale = gradient_scale
-        wrong = isinstance(look_every, bool) or not isinstance(look_every, int) or look_every < 1
-        if wrong and look_every is not None:
+        whole = isinstance(look_every, int) and not isinstance(look_every, bool)
+        if not (look_every is None or (whole and look_every >= 1)):
             raise InputError(f"look_every={look_every!r}: an integer of at least 1 is wanted, or None for no looks.")
         self.look_every = look_every
         self.seed = seed

@@ -178,6 +178,7 @@ def tell_cost(
         of_ids: the same two by what needs them, a line for each in place of one for each training.
     """
     from sgdwalk.paper.estimate import estimate, start_seconds
+    from sgdwalk.paper.forking import FORKS
     from sgdwalk.paper.progress import duration
     from sgdwalk.paper.sweep import training_name
 
@@ -197,11 +198,12 @@ def tell_cost(
     seconds, size = sum(each.seconds for each in found), sum(each.bytes for each in found)
     start = start_seconds([*missing, *undecided]) if found else 0.0
     longest = start + max((each.seconds for each in found), default=0.0)
-    at_once = max(longest, (seconds + start * len(found)) / jobs)
+    num_starts = min(jobs, len(found)) if FORKS else len(found)  # forks start in no time
+    at_once = max(longest, (seconds + start * num_starts) / jobs)
     once = ", each counted once however many ids need it" if of_ids and len(of_ids) > 1 else ""
     print(
         f"{count(len(found), 'training is', 'trainings are')} missing{once}: {duration(seconds)} of work on "
-        f"{execution.device} as timed just now, and {duration(start)} for each to start; {duration(at_once)} with "
+        f"{execution.device} as timed just now, and {duration(start)} to start; {duration(at_once)} with "
         f"{jobs} at a time if they do not slow each other down; {size / 1e9:.2f} GB of disk in {plain(out)}.",
         file=file,
     )

@@ -8,8 +8,6 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +16,8 @@ import sgdwalk
 from sgdwalk.paper import record
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.cost import work
-from sgdwalk.paper.task import Board, Outcome, Task, end_servers
+from sgdwalk.paper.forking import ForkingExecutor
+from sgdwalk.paper.task import Board, Outcome, Task
 
 SECONDS_BETWEEN_LOOKS = 0.1
 logger = logging.getLogger("sgdwalk")
@@ -119,16 +118,14 @@ def train_all(
         TrainingsFailed: some trainings failed; the others were brought to their end before.
     """
     if executor is None:
-        with ExitStack() as stack:
-            stack.callback(end_servers)  # once all threads are done
-            threads = stack.enter_context(ThreadPoolExecutor(max(1, jobs or len(experiments))))
+        with ForkingExecutor(max(1, jobs or len(experiments))) as forking:
             return train_all(
                 experiments,
                 folder,
                 data_dir=data_dir,
                 jobs=jobs,
                 executions=executions,
-                executor=threads,
+                executor=forking,
                 retries=retries,
                 stop=stop,
                 update=update,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +17,6 @@ from sgdwalk.paper.config import Execution, Experiment
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a training that was asked to stop, and kept its state."""
-FORKS = sys.platform == "linux"
-"""Whether a server may be forked, and so serve more than one training."""
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -103,6 +97,10 @@ class Task:
     """An attempt before this one was lost or killed: what it holds of the run folder is taken back."""
 
     def __call__(self) -> Outcome:
+        return self.run(in_own_process)
+
+    def run(self, train: Callable[[dict[str, Any], int, Path], int]) -> Outcome:
+        """Train in the way given: it takes a request, a number of threads and a file, and returns the exit code."""
         name, board = self.folder.name, Board(self.board)
         if not board.is_open():
             return Outcome("stopped")
@@ -113,9 +111,9 @@ class Task:
             except sgdwalk.SgdwalkError as error:
                 return Outcome("failed", str(error))
         path = self.folder.with_name(f"{name}.log")
-        said_before = path.stat().st_size if path.exists() else 0
-        with _server(self.execution.num_threads, path) as server:
-            code = server.train(self._request(path))
+        path.touch()
+        said_before = path.stat().st_size
+        code = train(self._request(), self.execution.num_threads, path)
         if code == 0:
             return Outcome("finished")
         if code in STOPPED:
@@ -137,100 +135,39 @@ class Task:
             raise sgdwalk.InputError(f"SLURM_JOB_ID={job!r} is no number of a job: nothing is requeued by it.")
         return DelayedSubmission(self)
 
-    def _request(self, log: Path) -> dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         return {
             "experiment": self.experiment.to_dict(),
             "execution": self.execution.to_dict(),
             "folder": str(self.folder),
             "data_dir": None if self.data_dir is None else str(self.data_dir),
             "board": str(self.board),
-            "log": str(log),
         }
 
 
-class _Server:
-    """A process that trains what it is asked for in forks of its own: see ``worker``."""
-
-    def __init__(self, num_threads: int, log: Path):
-        """``log``: for what it says of itself."""
-        with open(log, "ab") as messages:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sgdwalk.paper.worker"],
-                stdin=subprocess.PIPE,  # it and its training end with this process, by which they know
-                stdout=subprocess.PIPE,
-                stderr=messages,
-                text=True,
-                process_group=0,  # Ctrl-C reaches a training through the board only
-                env={**os.environ, **dict.fromkeys(THREAD_LIMITS, str(num_threads))},
-            )
-
-    def train(self, request: dict[str, Any]) -> int:
-        """Wait for a training's end; its exit code, or the server's own where that died."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-        training = self._answer()
+def in_own_process(request: dict[str, Any], num_threads: int, log: Path) -> int:
+    """Train in a new process with its messages in a file, wait for its end and return its exit code."""
+    with open(log, "ab") as messages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sgdwalk.paper.worker", json.dumps(request)],
+            stdin=subprocess.PIPE,  # nothing is written: it ends with this process, by which the training knows
+            stdout=messages,
+            stderr=messages,
+            process_group=0,  # Ctrl-C reaches it through the board only
+            env=with_threads(num_threads),
+        )
+    with process:
         try:
-            code = self._answer()
+            return process.wait()
         except BaseException:
-            if training is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(training, signal.SIGTERM)
-                self._answer()
+            process.send_signal(signal.SIGTERM)
+            process.wait()
             raise
-        if code is None:
-            self.end()
-            return self._process.returncode or -signal.SIGKILL
-        return code
-
-    def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return self._process.poll() is None
-
-    def end(self) -> None:
-        """Ask it to end, and wait."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
-
-    def _answer(self) -> int | None:
-        """The next line; None when there is no more."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return int(line) if line else None
 
 
-_idle: defaultdict[int, list[_Server]] = defaultdict(list)
-"""Servers that wait, by their number of threads."""
-_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _server(num_threads: int, log: Path) -> Iterator[_Server]:
-    """One that waits, or a new one; it is kept for others afterwards."""
-    with _lock:
-        waiting = _idle[num_threads]
-        while waiting and not waiting[-1].is_idle():
-            waiting.pop().end()
-        server = waiting.pop() if waiting else None
-    server = server or _Server(num_threads, log)
-    try:
-        yield server
-    finally:
-        if FORKS and server.is_idle():
-            with _lock:
-                _idle[num_threads].append(server)
-        else:
-            server.end()
-
-
-@atexit.register
-def end_servers() -> None:
-    """Let go of the processes that wait for further trainings."""
-    with _lock:
-        ended = [server for waiting in _idle.values() for server in waiting]
-        _idle.clear()
-    for server in ended:
-        server.end()
+def with_threads(num_threads: int) -> dict[str, str]:
+    """This process's environment, with a limit on the threads of everything that computes."""
+    return {**os.environ, **dict.fromkeys(THREAD_LIMITS, str(num_threads))}
 
 
 def _how(code: int) -> str:

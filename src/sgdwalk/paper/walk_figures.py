@@ -87,7 +87,7 @@ def _gd_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
     whole: dict[str, tuple[Experiment, ...]] = {}
     if id == "fig1" and scale == "small":
         for (gradient, images), experiment in whole_network_gd(scale).items():
-            role = "gd" if gradient == "mean" else "gd-sum"
+            role = {"mean": "gd", "sum": "gd-sum"}[gradient]
             whole[f"{role}-whole-{images}"] = (experiment,)
             walks[f"{role}-whole-{images}"] = f"GD, {READINGS[role]}, whole network, {images:,} images"
     return Figure(

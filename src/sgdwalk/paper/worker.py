@@ -1,89 +1,42 @@
-"""Trainings in processes of their own, for ``Task``: ``python -m sgdwalk.paper.worker``, a request a line on stdin.
+"""One training in a process of its own, for a ``Task``: ``python -m sgdwalk.paper.worker REQUEST``.
 
-A request is a JSON object: experiment, execution, folder, data_dir, board, and log, a file for the training's messages.
-Each is carried out by a fork of this process, which has imported all that a training needs and read the examples, so
-that only the first one waits for that. Two lines answer it on stdout: the training's process, and at its end the exit
-code, negative for a signal. Progress goes to the board. The code is 0 when the training came to its end, 130 or 143
-when it was asked to stop or lost its parent, and 1 on an error. Where processes with threads of the system cannot be
-forked (all but Linux), this process trains itself, once.
-
-``python -m sgdwalk.paper.worker REQUEST`` carries one request out, with messages on stderr.
+REQUEST is a JSON object: experiment, execution, folder, data_dir, board. Progress goes to the board. Ends with 0 when
+the training came to its end, with 130 or 143 when it was asked to stop or lost its parent, and with 1 on an error.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import select
 import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import sgdwalk
-from sgdwalk.kernels import choose_kernel
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.data import load_examples, wanted_of
+from sgdwalk.paper.data import Split, load_examples, wanted_of
 from sgdwalk.paper.interrupt import StopOnSignal
 from sgdwalk.paper.sweep import training_name
-from sgdwalk.paper.task import FORKS, STOPPED, Board
+from sgdwalk.paper.task import STOPPED, Board
 from sgdwalk.paper.train import train
 
 SECONDS_BETWEEN_LOOKS = 0.2
 """How often a training looks at the board, and writes on it."""
-_examples = functools.lru_cache(1)(load_examples)
+_held: dict[Any, tuple[Split, Split]] = {}
+"""The examples that were read last."""
 
 
-def serve() -> int:
-    """Carry out what each line of stdin asks for, until it ends."""
-    torch.set_num_threads(1)  # a pool of threads would not survive the fork
-    choose_kernel(torch.device("cpu"))  # imports the compiled loops, where they are installed
-    answers = os.fdopen(os.dup(1), "w")
-    alive, here = os.pipe()  # nothing is written: it ends with this process, by which a training knows
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if not FORKS:
-            print(os.getpid(), file=answers, flush=True)
-            code = _carry_out(asked, 0)
-            print(code, file=answers, flush=True)
-            return code
-        try:
-            _examples(*_data_of(asked))
-        except sgdwalk.SgdwalkError:
-            pass  # the training finds the same, and says it where it is looked for
-        if (child := os.fork()) == 0:
-            os.close(here)
-            os._exit(_carry_out(asked, 0, alive))
-        print(child, file=answers, flush=True)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
-    return 0
-
-
-def _carry_out(asked: dict[str, Any], *parents: int) -> int:
-    """``main`` with its messages in the request's file, and no exception."""
-    with open(asked["log"], "ab") as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
-    try:
-        code = main(asked, *parents)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
-
-
-def _data_of(asked: dict[str, Any]) -> tuple[Any, Path | None]:
-    data_dir = asked["data_dir"]
-    return wanted_of(Experiment.from_dict(asked["experiment"])), None if data_dir is None else Path(data_dir)
+def examples(asked: dict[str, Any]) -> tuple[Split, Split]:
+    """What a request trains on; kept for the next one that asks for the same, in this process or in a fork of it."""
+    experiment, data_dir = Experiment.from_dict(asked["experiment"]), asked["data_dir"]
+    wanted = wanted_of(experiment), data_dir
+    if wanted not in _held:
+        _held.clear()
+        _held[wanted] = load_examples(wanted[0], None if data_dir is None else Path(data_dir))
+    return _held[wanted]
 
 
 def main(asked: dict[str, Any], *parents: int) -> int:
@@ -101,7 +54,7 @@ def main(asked: dict[str, Any], *parents: int) -> int:
         try:
             finished = train(
                 experiment,
-                _examples(*_data_of(asked)),
+                examples(asked),
                 folder,
                 after=None if experiment.after is None else folder.with_name(training_name(experiment.after)),
                 execution=Execution(**asked["execution"]),
@@ -149,4 +102,4 @@ class Wishes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1]), 0) if len(sys.argv) > 1 else serve())
+    sys.exit(main(json.loads(sys.argv[1]), 0))
