@@ -83,10 +83,9 @@ def compare(name: str, options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def main() -> None:
     defaults = {"net": "all", "budget": 1.5, "epochs": 3, "rounds": 9}
     options = common.arguments((__doc__ or "").splitlines()[0], examples=0, updates=0, **defaults)
-    names = list(LOADERS) if options.net == "all" else [options.net]
-    found = {name: compare(name, options) for name in names}
-    raw = {name: kept for name, (_, kept) in found.items()}
-    common.report(options.out, "budget", vars(options), raw, [row for row, _ in found.values()])
+    for name in list(LOADERS) if options.net == "all" else [options.net]:
+        row, raw = compare(name, options)
+        common.report(options.out, f"budget_{name}", {**vars(options), "net": name}, raw, [row])
 
 
 if __name__ == "__main__":

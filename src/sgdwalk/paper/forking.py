@@ -160,8 +160,10 @@ def preload() -> None:
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(1)
     layer = torch.nn.Linear(1, 1)
-    with sgdwalk.watch(layer, torch.optim.SGD(layer.parameters()), None, None, when=None):
-        pass  # loads the compiled loops, where they are installed
+    optimizer = torch.optim.SGD(layer.parameters())
+    with sgdwalk.watch(layer, optimizer, None, None, when=None):  # loads the compiled loops, where they are installed
+        layer(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
 
 
 def _exit_code(train: Callable[[], int]) -> int:
