@@ -9,8 +9,8 @@ where no data are named: no number here depends on the pixels.
 ``memory floor``: a bare training that after every update moves through memory what the columns cannot do without, by
 NumPy's own dot products and copies: θ_t is compared with its copy before the update (2 vectors are read), g_t is
 multiplied by and kept in place of g_{t-1} (2 read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1
-written). ``least traffic``: the same for a tool that trusts the loop: θ_t is as the last update left it,
-and nothing writes to g_{t-1}, which is kept without a copy (5 read, 1 written).
+written). ``least traffic``: the same for a tool that trusts the loop: θ_t is as the last update left it, and nothing
+writes to g_{t-1}, which is kept without a copy (5 read, 1 written).
 """
 
 from __future__ import annotations

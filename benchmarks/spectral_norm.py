@@ -27,7 +27,6 @@ import sgdwalk
 import spectral_norm_problem as problems
 
 Answer = dict[str, Any]
-OPTIONS = ("threads", "tolerance", "following")
 
 
 class Ours:
@@ -171,7 +170,8 @@ def main() -> None:
     floors = floor_seconds(cache, where)
 
     rows = summary(raw, floors)
-    settings = {**where, "iterates": len(exact), **{name: getattr(options, name) for name in OPTIONS}}
+    settings = {**where, "iterates": len(exact), "threads": options.threads}
+    settings |= {"tolerance": options.tolerance, "following": options.following}
     common.report(options.out, "spectral_norm_" + "_".join(where.values()), settings, {"floor": floors, **raw}, rows)
 
 

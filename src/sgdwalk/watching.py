@@ -251,8 +251,8 @@ def watch(
     writer, remarks = _open_writer(run, info, resume=resume)
     if writer is not None and writer.last_step < 0:
         _save_start(writer.folder / START_FILE, bare_module(model), trajectory)
-    resumed = writer is not None and writer.last_step >= 0
-    told_first = [] if resumed else [("loss_unchecked", message) for message in unchecked]
+    elif writer is not None:
+        unchecked = []  # told when the run began
     return Walk(
         optimizers,
         lambda: _listed(model, optimizers),
@@ -264,7 +264,7 @@ def watch(
         steps_per_epoch,
         on_error,
         Journal(info, writer),
-        [*told_first, *remarks],
+        [*(("loss_unchecked", message) for message in unchecked), *remarks],
         budgeted,
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import json
 import os
 import signal
@@ -28,8 +27,6 @@ import sgdwalk
 from sgdwalk.paper.task import Outcome, Task, in_own_process, with_threads
 
 FORKS = sys.platform == "linux"
-PRELOADED = ("torch._dynamo", "safetensors.torch", "sgdwalk.paper.worker")
-"""What a training imports besides all names of sgdwalk."""
 NOTICES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that are for the trainings; a server ends with the process that asks it."""
 
@@ -128,13 +125,14 @@ def serve(descriptor: int) -> None:
     """Carry out what each line of stdin asks for, until it ends."""
     for notice in NOTICES:
         signal.signal(notice, signal.SIG_IGN)
+    from sgdwalk.paper import worker  # torch, which takes a while
+
     preload()
     answers = os.fdopen(descriptor, "w")
     alive, here = os.pipe()  # nothing is written: it ends with this process, by which a training knows
     for line in sys.stdin:
         asked = json.loads(line)
         _write_to(asked["log"])
-        worker = importlib.import_module("sgdwalk.paper.worker")
         with contextlib.suppress(Exception):  # the training meets it again, and says it
             worker.examples(asked["request"])
         with warnings.catch_warnings():
@@ -153,11 +151,12 @@ def serve(descriptor: int) -> None:
 
 def preload() -> None:
     """Import all that a training needs, without starting a thread that computes: it would not survive a fork."""
-    for name in PRELOADED:
-        importlib.import_module(name)
+    import safetensors.torch  # noqa: F401
+    import torch
+    import torch._dynamo
+
     for name in dir(sgdwalk):
         getattr(sgdwalk, name)
-    torch: Any = importlib.import_module("torch")
     torch.set_num_threads(1)
     layer = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(layer.parameters())
