@@ -44,7 +44,7 @@ def refusal(
     return message
 
 
-def says(message: str, *patterns: str) -> None:
+def assert_says(message: str, *patterns: str) -> None:
     for pattern in patterns:
         assert re.search(pattern, message, re.IGNORECASE), f"{pattern!r} is not in {message!r}"
 
@@ -54,7 +54,7 @@ def says(message: str, *patterns: str) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_at_the_start(value):
-    says(
+    assert_says(
         refusal(loss_fn=lambda output, target: functional.cross_entropy(output, target) * value), "not finite", "check"
     )
 
@@ -62,31 +62,31 @@ def test_a_loss_that_is_not_finite_at_the_start(value):
 def test_data_that_hold_a_nan():
     inputs, targets = nets.classification()
     inputs[3, 2] = math.nan
-    says(refusal(data=(inputs, targets)), "not finite", "data")
+    assert_says(refusal(data=(inputs, targets)), "not finite", "data")
 
 
 def test_a_loss_function_that_sums():
     def total(output: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(output, target, reduction="sum")
 
-    says(refusal(loss_fn=total), r"\bsum", "mean")
-    says(refusal(loss_fn=total, data=nets.batches_of(nets.classification(), 8)), r"\bsum", "mean")
+    assert_says(refusal(loss_fn=total), r"\bsum", "mean")
+    assert_says(refusal(loss_fn=total, data=nets.batches_of(nets.classification(), 8)), r"\bsum", "mean")
 
 
 def test_a_mean_over_anything_but_examples_asks_for_sum_and_count():
     weight = torch.tensor([1.0, 20.0, 0.1])
     message = refusal(loss_fn=nn.CrossEntropyLoss(weight=weight))
-    says(message, r"\(sum, count\)", "weight")
+    assert_says(message, r"\(sum, count\)", "weight")
     targets = nets.classification()[1].clone()
     targets[::3] = -100
-    says(refusal(data=(nets.classification()[0], targets)), r"\(sum, count\)", "ignore_index")
+    assert_says(refusal(data=(nets.classification()[0], targets)), r"\(sum, count\)", "ignore_index")
 
 
 def test_a_loss_between_the_examples_of_a_batch():
     def contrastive(output: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(output @ output.T, torch.arange(len(output)))
 
-    says(refusal(loss_fn=contrastive), r"\(sum, count\)|mean")
+    assert_says(refusal(loss_fn=contrastive), r"\(sum, count\)|mean")
 
 
 def test_only_a_later_batch_shows_that_the_loss_is_no_mean():
@@ -94,7 +94,7 @@ def test_only_a_later_batch_shows_that_the_loss_is_no_mean():
     inputs, targets = nets.classification()
     targets = targets.clone()
     targets[-3:] = -100
-    says(refusal(data=nets.batches_of((inputs, targets), 8)), r"\(sum, count\)")
+    assert_says(refusal(data=nets.batches_of((inputs, targets), 8)), r"\(sum, count\)")
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_only_a_later_batch_shows_that_the_loss_is_no_mean():
     ids=["nothing", "a float", "no losses", "no function"],
 )
 def test_a_loss_function_that_returns_something_else(loss_fn, pattern):
-    says(refusal(loss_fn=loss_fn), pattern, "loss_fn")
+    assert_says(refusal(loss_fn=loss_fn), pattern, "loss_fn")
 
 
 def test_a_loss_function_that_raises_tells_what_it_was_given():
     message = refusal(loss_fn=lambda output, target: functional.mse_loss(output.view(-1, 7, 3), target))
-    says(message, "RuntimeError", r"\d+, 5", "check")
+    assert_says(message, "RuntimeError", r"\d+, 5", "check")
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
@@ -129,18 +129,18 @@ def test_a_loss_function_that_raises_tells_what_it_was_given():
     ids=["tensors", "dataset", "batches"],
 )
 def test_empty_data(data):
-    says(refusal(data=data), "empty", "at least one example")
+    assert_says(refusal(data=data), "empty", "at least one example")
 
 
 def test_an_empty_batch_among_batches():
     batches = nets.batches_of(nets.classification(), 8)
     batches.insert(2, (torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)))
-    says(refusal(data=batches), "empty|no example|0 examples")
+    assert_says(refusal(data=batches), "empty|no example|0 examples")
 
 
 def test_inputs_and_targets_of_unequal_length():
     inputs, targets = nets.classification()
-    says(refusal(data=(inputs, targets[:-3])), "40", "37", "each example|one row")
+    assert_says(refusal(data=(inputs, targets[:-3])), "40", "37", "each example|one row")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_inputs_and_targets_of_unequal_length():
     ids=["inputs alone", "a tuple of one", "a tuple of three"],
 )
 def test_data_that_are_no_pair_of_inputs_and_targets(data, seen):
-    says(refusal(data=data), seen, r"data=\(inputs, targets\)", "forward=")
+    assert_says(refusal(data=data), seen, r"data=\(inputs, targets\)", "forward=")
 
 
 def test_targets_out_of_range():
@@ -161,18 +161,18 @@ def test_targets_out_of_range():
     targets = targets.clone()
     targets[-1] = 3
     message = refusal(data=(inputs, targets))
-    says(message, "target", "out of bounds|range", "0")
+    assert_says(message, "target", "out of bounds|range", "0")
     assert ".." not in message, "two stops where the error's own text ends with one"
     targets[-1] = -1
-    says(refusal(data=(inputs, targets)), "target", "out of bounds|range")
+    assert_says(refusal(data=(inputs, targets)), "target", "out of bounds|range")
 
 
 def test_targets_on_another_device():
     inputs, targets = nets.classification()
-    says(refusal(data=(inputs, targets.to("meta"))), "device", "cpu", "meta")
+    assert_says(refusal(data=(inputs, targets.to("meta"))), "device", "cpu", "meta")
     # Tensors of a batch are moved to the model; what forward returns is taken as it is.
     message = refusal(forward=lambda model, batch: (model(batch[0]), batch[1].to("meta")))
-    says(message, "device", "cpu", "meta")
+    assert_says(message, "device", "cpu", "meta")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_targets_on_another_device():
     ids=["generator", "iterator", "zip"],
 )
 def test_data_that_can_be_read_once_only(data):
-    says(refusal(data=data), "once", "list|Dataset")
+    assert_says(refusal(data=data), "once", "list|Dataset")
     assert len(list(data)) > 0, "it was not read"
 
 
@@ -195,8 +195,8 @@ class Stream(IterableDataset):
 
 
 def test_an_iterable_data_set():
-    says(refusal(data=Stream()), "Stream|IterableDataset", "list|map-style")
-    says(refusal(data=DataLoader(Stream(), batch_size=8)), "IterableDataset", "list|map-style")
+    assert_says(refusal(data=Stream()), "Stream|IterableDataset", "list|map-style")
+    assert_says(refusal(data=DataLoader(Stream(), batch_size=8)), "IterableDataset", "list|map-style")
 
 
 class Augmented(Dataset):
@@ -225,13 +225,13 @@ def test_random_augmentation_inside_data(source):
         "own generator": lambda: torch.rand(1, generator=own),
         "flip": lambda: float(torch.rand(1) < 0.5),  # half of the draws agree
     }[source]
-    says(refusal(data=Augmented(draw)), "augment", "without|fixed")
-    says(refusal(data=DataLoader(Augmented(draw), batch_size=8)), "augment")
+    assert_says(refusal(data=Augmented(draw)), "augment", "without|fixed")
+    assert_says(refusal(data=DataLoader(Augmented(draw), batch_size=8)), "augment")
 
 
 def test_no_map_style_data_at_all():
-    says(refusal(data=42), "int", "Dataset|tensors")
-    says(refusal(data={"inputs": torch.zeros(3, 5)}), "dict", "Dataset|tensors|forward")
+    assert_says(refusal(data=42), "int", "Dataset|tensors")
+    assert_says(refusal(data={"inputs": torch.zeros(3, 5)}), "dict", "Dataset|tensors|forward")
 
 
 def test_data_without_a_loss_function_and_the_reverse():
@@ -245,26 +245,26 @@ def test_data_without_a_loss_function_and_the_reverse():
 
 def test_batches_of_another_shape_ask_for_forward():
     inputs, targets = nets.classification()
-    says(refusal(data=[{"x": inputs, "y": targets}]), "forward")
-    says(refusal(data=[(inputs, inputs, targets)]), "forward")
-    says(refusal(data=[inputs, targets, inputs]), "length|forward|pair")
+    assert_says(refusal(data=[{"x": inputs, "y": targets}]), "forward")
+    assert_says(refusal(data=[(inputs, inputs, targets)]), "forward")
+    assert_says(refusal(data=[inputs, targets, inputs]), "length|forward|pair")
 
 
 def test_batch_size_with_batches_and_without_it_under_batchnorm():
     model = nets.mlp(batchnorm=True)
-    says(refusal(model=model), "BatchNorm", "batch_size")
-    says(refusal(model=model, data=TensorDataset(*nets.classification())), "BatchNorm", "batch_size")
-    says(refusal(data=nets.batches_of(nets.classification(), 8), batch_size=4), "batch_size=4", "leave.*out")
+    assert_says(refusal(model=model), "BatchNorm", "batch_size")
+    assert_says(refusal(model=model, data=TensorDataset(*nets.classification())), "BatchNorm", "batch_size")
+    assert_says(refusal(data=nets.batches_of(nets.classification(), 8), batch_size=4), "batch_size=4", "leave.*out")
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "8"])
 def test_a_batch_size_that_is_no_positive_integer(batch_size):
-    says(refusal(batch_size=batch_size), "batch_size", re.escape(repr(batch_size)), "at least 1|positive")
+    assert_says(refusal(batch_size=batch_size), "batch_size", re.escape(repr(batch_size)), "at least 1|positive")
 
 
 def test_one_example_under_batchnorm():
     inputs, targets = nets.classification(1)
-    says(
+    assert_says(
         refusal(model=nets.mlp(batchnorm=True), data=(inputs, targets), batch_size=8), "BatchNorm", "two examples|eval"
     )
 
@@ -290,7 +290,7 @@ class AlwaysDrops(nn.Module):
 @pytest.mark.parametrize("evaluate_on", ["copy", "model"])
 def test_a_model_that_is_random_even_in_eval_mode(evaluate_on):
     message = refusal(model=AlwaysDrops(), evaluate_on=evaluate_on)
-    says(message, "random", "eval", "dropout")
+    assert_says(message, "random", "eval", "dropout")
 
 
 def test_a_model_that_remembers_its_last_input():
@@ -314,37 +314,37 @@ def test_a_model_that_remembers_its_last_input():
 
 
 def test_an_optimizer_of_another_model():
-    says(refusal(optimizer=SGD(nets.mlp(seed=1).parameters(), lr=0.1)), "optimizer", "model")
+    assert_says(refusal(optimizer=SGD(nets.mlp(seed=1).parameters(), lr=0.1)), "optimizer", "model")
     model = nets.mlp()
     other = copy.deepcopy(model)
-    says(refusal(model=model, optimizer=SGD(other.parameters(), lr=0.1)), "optimizer", "model")
+    assert_says(refusal(model=model, optimizer=SGD(other.parameters(), lr=0.1)), "optimizer", "model")
     # One parameter too many is enough.
     stranger = nn.Parameter(torch.zeros(3))
-    says(refusal(model=model, optimizer=SGD([*model.parameters(), stranger], lr=0.1)), "optimizer", "model")
+    assert_says(refusal(model=model, optimizer=SGD([*model.parameters(), stranger], lr=0.1)), "optimizer", "model")
 
 
 def test_something_that_is_no_optimizer():
     model = nets.mlp()
-    says(refusal(model=model, optimizer=list(model.parameters())), "optimizer")
-    says(refusal(model=model, optimizer=[SGD(model.parameters(), lr=0.1), "adam"]), "str", "optimizer")
-    says(refusal(model=model, optimizer=[]), "optimizer")
+    assert_says(refusal(model=model, optimizer=list(model.parameters())), "optimizer")
+    assert_says(refusal(model=model, optimizer=[SGD(model.parameters(), lr=0.1), "adam"]), "str", "optimizer")
+    assert_says(refusal(model=model, optimizer=[]), "optimizer")
 
 
 def test_the_same_optimizer_twice():
     model = nets.mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
-    says(refusal(model=model, optimizer=[optimizer, optimizer]), "twice|same|once")
+    assert_says(refusal(model=model, optimizer=[optimizer, optimizer]), "twice|same|once")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_parameters_below_float32(dtype):
-    says(refusal(model=nets.mlp(dtype=dtype)), str(dtype), "float32", "autocast")
+    assert_says(refusal(model=nets.mlp(dtype=dtype)), str(dtype), "float32", "autocast")
 
 
 def test_complex_parameters_and_several_dtypes():
     model = nets.mlp()
     model[2].double()  # type: ignore[index]
-    says(refusal(model=model), "float32", "float64")
+    assert_says(refusal(model=model), "float32", "float64")
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def test_complex_parameters_and_several_dtypes():
 
 @pytest.mark.parametrize("num_points", [1, 0, -3, 2.5, True, "10"])
 def test_num_points_below_two(num_points):
-    says(refusal(num_points=num_points), "num_points", re.escape(repr(num_points)), "at least 2|2 or more")
+    assert_says(refusal(num_points=num_points), "num_points", re.escape(repr(num_points)), "at least 2|2 or more")
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_a_schedule_that_did_not_fire_is_told_at_the_end(when, caplog):
             functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
     assert nets.event_kinds(walk.run) == ["never_watched"]
-    says(walk.run.events["message"][0], "when=", "5 steps")
+    assert_says(walk.run.events["message"][0], "when=", "5 steps")
     assert len(caplog.records) == 1
 
 
@@ -420,7 +420,7 @@ def test_a_sampled_walk_that_drew_nothing_says_so(when):
             functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
     assert nets.event_kinds(walk.run) == ["never_watched"]
-    says(
+    assert_says(
         walk.run.events["message"][0],
         rf"when=\(one_in\(7, seed=0, dense=4\) & .*(every\(100\)|lambda).* did not fire in {NOT_DRAWN + 1} steps",
     )
@@ -428,13 +428,13 @@ def test_a_sampled_walk_that_drew_nothing_says_so(when):
 
 def test_a_schedule_by_epochs_needs_their_length():
     for when in (sgdwalk.in_epochs(2), sgdwalk.first_steps(3, epochs=(1, 2)), sgdwalk.every(2) | sgdwalk.in_epochs(2)):
-        says(refusal(when=when), "epoch", "steps_per_epoch")
-    says(refusal(measures={"m": sgdwalk.at(sgdwalk.in_epochs(2), lambda here: 1.0)}), "steps_per_epoch")
+        assert_says(refusal(when=when), "epoch", "steps_per_epoch")
+    assert_says(refusal(measures={"m": sgdwalk.at(sgdwalk.in_epochs(2), lambda here: 1.0)}), "steps_per_epoch")
 
 
 @pytest.mark.parametrize("when", [5, "every(2)", True])
 def test_something_that_is_no_schedule(when):
-    says(refusal(when=when), "when", "every")
+    assert_says(refusal(when=when), "when", "every")
 
 
 @pytest.mark.parametrize(
@@ -462,20 +462,20 @@ def test_something_that_is_no_schedule(when):
     ],
 )
 def test_settings_that_do_not_exist(name, value, wanted):
-    says(refusal(**{name: value}), name, re.escape(repr(value)), wanted)
+    assert_says(refusal(**{name: value}), name, re.escape(repr(value)), wanted)
 
 
 @pytest.mark.parametrize(
     "measures", [{"loss": lambda here: 1.0}, {"cosine": lambda here: 1.0}, {"step": lambda here: 1.0}]
 )
 def test_a_measure_named_like_a_column(measures):
-    says(refusal(measures=measures), next(iter(measures)), "name")
+    assert_says(refusal(measures=measures), next(iter(measures)), "name")
 
 
 def test_a_measure_whose_name_is_no_text_and_a_config_that_is_not_plain():
-    says(refusal(measures={1: lambda here: 1.0}), "measures", "key 1", "str")
-    says(refusal(config={"a": torch.ones(1)}), "config", "plain JSON", "Tensor")
-    says(refusal(config={"a": math.nan}), "config", "finite")
+    assert_says(refusal(measures={1: lambda here: 1.0}), "measures", "key 1", "str")
+    assert_says(refusal(config={"a": torch.ones(1)}), "config", "plain JSON", "Tensor")
+    assert_says(refusal(config={"a": math.nan}), "config", "finite")
 
 
 @pytest.mark.parametrize("model", [3, None, "mlp"])
@@ -488,7 +488,7 @@ def test_something_that_is_no_model(model):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_torchscript_layer(evaluate_on):
     model = nn.Sequential(nn.Linear(4, 5), torch.jit.script(nn.Linear(5, 3)))
-    says(
+    assert_says(
         refusal(model=model, evaluate_on=evaluate_on),
         "layer '1' of the model is TorchScript",
         "before torch.jit.script",
@@ -496,7 +496,7 @@ def test_a_torchscript_layer(evaluate_on):
 
 
 def test_measures_that_are_no_functions():
-    says(refusal(measures={"sharpness": 3.0}), "sharpness", "float|call")
+    assert_says(refusal(measures={"sharpness": 3.0}), "sharpness", "float|call")
 
 
 def test_on_training_data_that_are_the_first_epoch_of_nothing():
@@ -534,7 +534,7 @@ def test_a_folder_that_holds_something_else(tmp_path):
 def test_resume_without_anything_to_resume(tmp_path):
     model = nets.mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
-    says(refusal(model=model, optimizer=optimizer, resume=True), "resume", "run=")
+    assert_says(refusal(model=model, optimizer=optimizer, resume=True), "resume", "run=")
     # A job that is requeued before its first write starts afresh with the command it always uses.
     with sgdwalk.watch(
         model, optimizer, functional.cross_entropy, nets.classification(), run=tmp_path / "none", resume=True
@@ -543,7 +543,7 @@ def test_resume_without_anything_to_resume(tmp_path):
         optimizer.step()
     assert len(walk.run.steps) == 1
     assert nets.event_kinds(walk.run) == ["nothing_to_resume"]
-    says(walk.run.events["message"][0], "none held no run", "anew")
+    assert_says(walk.run.events["message"][0], "none held no run", "anew")
     # A checkpoint of a run whose folder is gone is no state of the new one: no rows of it are missing here.
     foreign = state_after(3, run=tmp_path / "lost")
     with (
@@ -699,7 +699,7 @@ def test_a_walk_in_memory_that_goes_on_from_a_folder_says_where_its_first_rows_a
         again = walk.state_dict()
         walk.load_state_dict(again)
     assert "missing_steps" in nets.event_kinds(walk.run)
-    says(walk.run.events["message"][0], "steps 0 to 1", "run folder")
+    assert_says(walk.run.events["message"][0], "steps 0 to 1", "run folder")
     assert again["run"]["id"] == state["run"]["id"] == sgdwalk.open_run(tmp_path / "run").info["id"]
 
 
@@ -764,4 +764,4 @@ def test_parameters_that_are_not_finite_at_the_start():
     model = nets.mlp()
     with torch.no_grad():
         model[0].weight[0, 0] = math.nan  # type: ignore[index]
-    says(refusal(model=model), "not finite")
+    assert_says(refusal(model=model), "not finite")

@@ -440,18 +440,14 @@ def test_an_interrupted_call_leaves_no_answer_for_the_next(tmp_path, monkeypatch
 
 
 def test_a_training_ends_with_its_worker_and_a_second_one_of_the_same_run_is_refused(tmp_path):
-    endless = replace(TINY, epochs=3_000, watch=False)
-    board = Board(tmp_path / "board")
-    board.folder.mkdir()
-    board.open()
-    folder = tmp_path / training_name(endless)
-    asked = Task(endless, Execution(), folder, None, board.folder)
+    asked = wanted(tmp_path, epochs=3_000, watch=False)
+    folder = asked.folder
     code = (
         "from pathlib import Path\n"
         "from sgdwalk.paper.config import Execution, Experiment\n"
         "from sgdwalk.paper.task import Task\n"
-        f"experiment = Experiment.from_dict({endless.to_dict()!r})\n"
-        f"Task(experiment, Execution(), Path({str(folder)!r}), None, Path({str(board.folder)!r}))()"
+        f"experiment = Experiment.from_dict({asked.experiment.to_dict()!r})\n"
+        f"Task(experiment, Execution(), Path({str(folder)!r}), None, Path({str(asked.board)!r}))()"
     )
     process = python("-c", code)
     holder(folder)
@@ -460,10 +456,7 @@ def test_a_training_ends_with_its_worker_and_a_second_one_of_the_same_run_is_ref
     assert "is being written by process" in refused.message
     process.kill()
     process.communicate()
-    sgdwalk.forget_writer(folder)  # waits for the training, which notices that its worker is gone
-    num_done = len(sgdwalk.open_run(folder).steps)
-    assert 0 < num_done < endless.num_updates
-    assert max(int(path.name[5:]) for path in folder.glob("checkpoints/step-*")) == num_done  # its state is saved
+    assert_saved(asked)  # waits for the training, which notices that its worker is gone
 
 
 def test_a_task_that_is_not_wanted_any_more_begins_nothing(tmp_path):
