@@ -666,12 +666,13 @@ def test_every_kind_of_loss_function(loss_fn):
     assert_holds(walked(DATA, loss_fn=loss_fn, **HUGE), walked(DATA, loss_fn=loss_fn))
 
 
-def test_a_loss_made_inside_forward_is_interpolated_itself():
+@pytest.mark.parametrize("few_units", [{}, {"batchnorm": True, "batch_size": 100}], ids=["sampled", "over all data"])
+def test_a_loss_made_inside_forward_is_interpolated_itself_and_that_is_told_once(few_units):
     def inside(model, batch):
         return functional.cross_entropy(model(batch[0]), batch[1]), batch[1]
 
-    found = walked(DATA, forward=inside, loss_fn=lambda output, target: output, **HUGE)
-    assert_holds(found, walked(DATA))
+    found = walked(DATA, forward=inside, loss_fn=lambda output, target: output, **{**HUGE, **few_units})
+    assert_holds(found, walked(DATA, **few_units))
     assert nets.event_kinds(found).count("loss_interpolated") == 1
 
 

@@ -112,7 +112,8 @@ class Segments(ABC):
         self._full_loss = full_loss
         self._gave_up = ""
         """Why no sample is taken any more."""
-        self._told_interpolated = False
+        self.told: set[str] = set()
+        """Kinds of what is told once a walk, and was."""
         self._remarks: list[tuple[str, str]] = []
         """What is to be told with the segment that is being measured."""
 
@@ -148,8 +149,8 @@ class Segments(ABC):
         """
         lerp_into(self._full_loss.site.targets, query.start, query.end, 1.0)
         source, why = source_of(self._full_loss)
-        if why and not self._told_interpolated:
-            self._told_interpolated = True
+        if why and "loss_interpolated" not in self.told:
+            self.told.add("loss_interpolated")
             message = f"Along segments the loss itself is interpolated, since {why}."
             self._remarks.append(("loss_interpolated", message))
         return source
@@ -159,10 +160,11 @@ class Segments(ABC):
         """The next segment starts elsewhere: no output is known there."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gave_up": self._gave_up, "told_interpolated": self._told_interpolated}
+        return {"gave_up": self._gave_up, "told": sorted(self.told)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._gave_up, self._told_interpolated = state["gave_up"], state["told_interpolated"]
+        self._gave_up = state["gave_up"]
+        self.told.update(state["told"])
 
 
 class CertifiedSegments(Segments):
