@@ -158,21 +158,25 @@ def main() -> None:
     for name, python, setting in options.peer:
         sides[f"{name} {setting}"] = Peer(cache, where, options.threads, name, python, setting)
     raw: dict[str, list[Answer]] = {name: [] for name in sides}
+    floors = floor_seconds(cache, where)
+    settings = {**where, "iterates": len(exact), "threads": options.threads}
+    settings |= {"tolerance": options.tolerance, "following": options.following}
+
+    def kept() -> tuple[Any, ...]:
+        results = "spectral_norm_" + "_".join(where.values())
+        return options.out, results, settings, {"floor": floors, **raw}, summary(raw, floors)
+
     for iterate, value in enumerate(exact):
         turn = iterate % len(sides)
         for name in [*list(sides)[turn:], *list(sides)[:turn]]:
             answer = sides[name].ask(iterate)
             error = None if answer["value"] is None else abs(answer["value"] / value - 1)
             raw[name].append({**answer, "error": error})
-            print(f"iterate {iterate}: {name}: {answer}", flush=True)
+            print(f"iterate {iterate}: {name}: {answer}, error {error}", flush=True)
+        common.write(*kept())  # a large net's iterates take hours: what was measured stays
     for side in sides.values():
         side.close()
-    floors = floor_seconds(cache, where)
-
-    rows = summary(raw, floors)
-    settings = {**where, "iterates": len(exact), "threads": options.threads}
-    settings |= {"tolerance": options.tolerance, "following": options.following}
-    common.report(options.out, "spectral_norm_" + "_".join(where.values()), settings, {"floor": floors, **raw}, rows)
+    common.report(*kept())
 
 
 if __name__ == "__main__":
