@@ -1,4 +1,4 @@
-"""The cheap columns' sums: both kernels against float64, on layouts that break a naive flattening."""
+"""The cheap columns' sums: every kernel against float64, on layouts that break a naive flattening."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sgdwalk import kernels
-from sgdwalk.kernels import NumbaKernel, TorchKernel
+from sgdwalk.kernels import NumbaKernel, NumpyKernel, TorchKernel
 from sgdwalk.params import ParameterVector
 
-KERNELS = [pytest.param(TorchKernel, id="torch"), pytest.param(NumbaKernel, id="numba")]
+KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in (NumbaKernel, NumpyKernel, TorchKernel)]
 
 
 def make_vector(dtype: torch.dtype, seed: int = 0) -> ParameterVector:
@@ -30,9 +30,9 @@ def twin(vector: ParameterVector) -> torch.Tensor:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("small", [1, 600, kernels.SMALL])
-@pytest.mark.parametrize("chunk", [512, kernels.CHUNK])
+@pytest.mark.parametrize("chunk", [512, 1 << 16])
 def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernel, "chunk", chunk, raising=False)
     monkeypatch.setattr(kernels, "SMALL", small)
     vector, gradients = make_vector(dtype), [p.detach() for p in make_vector(dtype, seed=1).parameters]
     kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
@@ -57,7 +57,9 @@ def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_missing_gradient_counts_as_zeros(kernel):
+@pytest.mark.parametrize("small", [1, kernels.SMALL], ids=["by itself", "gathered"])
+def test_missing_gradient_counts_as_zeros(kernel, small, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALL", small)
     vector = ParameterVector([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))])
     previous = torch.full((5,), 2.0)
     dot, square, _ = kernel().gradient_sums(vector, [None, torch.tensor([1.0, 3.0])], previous)
@@ -89,6 +91,17 @@ def test_long_sums_keep_their_digits(kernel):
     vector = ParameterVector([nn.Parameter(torch.full((20_000_000,), 1.0))])
     sums = kernel().position_sums(vector, vector.read(), torch.zeros(vector.size), advance=False)
     assert sums == pytest.approx((2e7, 0.0, 2e7), rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sums_over_whole_chunks_of_any_values_keep_their_digits(kernel):
+    vector = ParameterVector([nn.Parameter(torch.rand(300_001, generator=torch.Generator().manual_seed(0)) + 0.5)])
+    theta, kept, start = twin(vector), vector.read() * 0.999, vector.read() * 0.5
+    expected = [float(v @ v) for v in (theta, theta - kept.double(), theta - start.double())]
+    for advance in (False, True):
+        sums = kernel().position_sums(vector, kept, start, advance=advance)
+        assert sums == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(kept, vector.read())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -138,7 +151,9 @@ def test_each_sum_is_the_same_whatever_the_others_are(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_gradients_in_another_memory_order_and_as_negative_views(kernel):
+@pytest.mark.parametrize("small", [1, kernels.SMALL], ids=["by itself", "gathered"])
+def test_gradients_in_another_memory_order_and_as_negative_views(kernel, small, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALL", small)
     vector = make_vector(torch.float32)
     gradients = [torch.randn(p.shape) for p in vector.parameters]
     gradients[6] = gradients[6].contiguous(memory_format=torch.channels_last)
@@ -148,10 +163,11 @@ def test_gradients_in_another_memory_order_and_as_negative_views(kernel):
     torch.testing.assert_close(previous, expected, rtol=0, atol=0)
 
 
-def test_plain_torch_serves_where_numba_is_absent(monkeypatch):
+def test_numpy_serves_where_numba_is_absent_and_torch_on_other_devices(monkeypatch):
     assert kernels.choose_kernel(torch.device("cpu")).name == "numba"
     monkeypatch.setitem(__import__("sys").modules, "numba", None)
-    assert kernels.choose_kernel(torch.device("cpu")).name == "torch"
+    assert kernels.choose_kernel(torch.device("cpu")).name == "numpy"
+    assert kernels.choose_kernel(torch.device("cuda")).name == "torch"
 
 
 def test_the_compiled_loops_know_the_same_bound():

@@ -1,16 +1,17 @@
 """The sums over coordinates that every update needs: cosine, distance and norms from one read of each vector.
 
-Two kernels give the same numbers up to rounding: fused loops compiled by numba, for parameters on the CPU where numba
-is installed; and plain operations, which always work. Both take the partial sum over a block of 512 coordinates in the
-parameters' own precision and total the blocks in float64; where products may have left the range of float32, they sum
-once more in float64 throughout.
+Three kernels give the same numbers up to rounding: on the CPU fused loops compiled by numba, or NumPy's operations
+where numba is not installed; on other devices torch's. All take partial sums over few coordinates in the parameters'
+own precision and total them in float64; where products may have left the range of float32, they sum once more in
+float64 throughout.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,9 +22,6 @@ from sgdwalk.params import ParameterVector
 
 BLOCK = 512
 """Coordinates whose partial sum may stay in float32; its rounding error is then far below the norms' own."""
-
-CHUNK = 1024 * BLOCK
-"""Coordinates that the plain kernel takes at a time: 2 MiB of float32; smaller ones cost more calls."""
 
 SMALL = 128 * BLOCK
 """Pieces of fewer coordinates are gathered, as many at a time: copying them costs less than calls for each."""
@@ -71,35 +69,38 @@ class Kernel(Protocol):
 
 
 def choose_kernel(device: torch.device) -> Kernel:
-    """The fused kernel where numba is installed and the parameters are on the CPU, else plain torch."""
-    if device.type == "cpu":
-        try:
-            import numba  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            return TorchKernel()
-        return NumbaKernel()
-    return TorchKernel()
+    """On the CPU the fused loops where numba is installed, else NumPy's operations; torch's on other devices."""
+    if device.type != "cpu":
+        return TorchKernel()
+    try:
+        import numba  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return NumpyKernel()
+    return NumbaKernel()
 
 
-class TorchKernel:
+class ChunkedKernel(ABC):
     """Cuts the parameters into chunks and reduces each with a few operations; nothing larger than a chunk is copied.
 
-    On the CPU the operations are NumPy's, on the tensors' own memory: they cost less to call, compare many coordinates
-    at a time and multiply block by block without writing the products.
+    The operations' results go to arrays that stay, as fresh ones would be mapped and cleared by the system each time.
     """
 
-    name = "torch"
+    chunk: int
+    """Coordinates taken at a time."""
+    _difference: Any
+    _gathered: Any
+    _subtract: Callable[..., Any]
+    _concatenate: Callable[..., Any]
+    _narrow_dot: Callable[[Any, Any], Any]
+    """Σ x y from partial sums in their own precision."""
 
     def __init__(self) -> None:
         self._vector: ParameterVector | None = None
 
     @torch.no_grad()
     def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
-        bits = torch.int32 if vector.dtype == torch.float32 else torch.int64
-        same = np.array_equal if vector.device.type == "cpu" else torch.equal
-        others = _array(kept.view(bits))
-        chunks = self._chunks(vector, vector.parameters)
-        return any(not same(_array(chunk.view(bits)), others[span]) for span, chunk in chunks)
+        others = self._flat(kept)
+        return any(self._differ(chunk, others[span]) for span, chunk in self._chunks(vector, vector.parameters))
 
     @torch.no_grad()
     @np.errstate(all="ignore")
@@ -112,14 +113,14 @@ class TorchKernel:
     ) -> tuple[float, float, float]:
         dot = square = 0.0
         slope = math.nan if displacement is None else 0.0
-        previous, moved = _array(kept), None if displacement is None else _array(displacement)
-        for span, values in self._chunks(vector, gradients):
-            chunk = _array(values)
-            dot += _dot(chunk, previous[span])
-            square += _dot(chunk, chunk)
+        previous, moved = self._flat(kept), None if displacement is None else self._flat(displacement)
+        for span, chunk in self._chunks(vector, gradients):
+            old = previous[span]
+            dot += self._dot(chunk, old)
+            square += self._dot(chunk, chunk)
             if moved is not None:
-                slope += _dot(chunk, moved[span])
-            previous[span] = chunk
+                slope += self._dot(chunk, moved[span])
+            old[:] = chunk
         return dot, square, slope
 
     @torch.no_grad()
@@ -134,45 +135,121 @@ class TorchKernel:
         displacement: Tensor | None = None,
     ) -> tuple[float, float, float]:
         param = update = distance = 0.0
-        before, origin = _array(kept), _array(start)
-        moved = None if displacement is None else _array(displacement)
-        subtract: Any = np.subtract if vector.device.type == "cpu" else torch.sub
-        for span, values in self._chunks(vector, vector.parameters):
-            chunk, difference = _array(values), _array(self._buffers[1, : len(values)])
-            param += _dot(chunk, chunk)
-            subtract(chunk, before[span], out=difference)
-            update += _dot(difference, difference)
-            if moved is not None:
-                moved[span] = difference
-            subtract(chunk, origin[span], out=difference)
-            distance += _dot(difference, difference)
+        before, origin = self._flat(kept), self._flat(start)
+        moved = None if displacement is None else self._flat(displacement)
+        for span, chunk in self._chunks(vector, vector.parameters):
+            old, difference = before[span], self._difference[: len(chunk)]
+            param += self._dot(chunk, chunk)
+            # Where θ replaces it anyway the kept copy takes the difference: another array would need room in the cache.
+            step = moved[span] if moved is not None else old if advance else difference
+            self._subtract(chunk, old, out=step)
+            update += self._dot(step, step)
             if advance:
-                before[span] = chunk
+                old[:] = chunk
+            self._subtract(chunk, origin[span], out=difference)
+            distance += self._dot(difference, difference)
         return param, update, distance
 
-    def _chunks(self, vector: ParameterVector, pieces: Sequence[Tensor | None]) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of at most CHUNK coordinates: (span in the flat vector, values). None counts as zeros.
+    def _chunks(self, vector: ParameterVector, pieces: Sequence[Tensor | None]) -> Iterator[tuple[slice, Any]]:
+        """Runs of at most ``chunk`` coordinates: (span in the flat vector, values). None counts as zeros.
 
-        Large pieces are cut into views; small neighbours are gathered in a buffer that stays, as a fresh one would be
-        mapped and cleared by the system each time.
+        Large pieces are cut into views; small neighbours are gathered.
         """
         if self._vector is not vector:
-            self._vector, self._runs = vector, _runs(vector.offsets)
-            widest = max(span.stop - span.start for span, *_ in self._runs)
-            self._buffers = torch.empty(2, widest, dtype=vector.dtype, device=vector.device)
+            self._vector, self._runs = vector, _runs(vector.offsets, self.chunk)
             self._zero = torch.zeros(1, dtype=vector.dtype, device=vector.device)
+            self._make_room(vector, max(span.stop - span.start for span, *_ in self._runs))
+        flat = [
+            self._flat(self._zero.expand(parameter.numel()) if piece is None else piece)
+            for parameter, piece in zip(vector.parameters, pieces, strict=True)
+        ]
         for span, first, last, part in self._runs:
-            flat = [
-                self._zero.expand(vector.offsets[index + 1] - vector.offsets[index])
-                if (piece := pieces[index]) is None
-                else piece.reshape(-1)
-                for index in range(first, last)
-            ]
-            size = span.stop - span.start
-            yield span, flat[0][part] if len(flat) == 1 else torch.cat(flat, out=self._buffers[0, :size])
+            if last == first + 1:
+                yield span, flat[first][part]
+            else:
+                yield span, self._concatenate(flat[first:last], out=self._gathered[: span.stop - span.start])
+
+    def _dot(self, values: Any, others: Any) -> float:
+        """Σ x y; once more in float64 where products that matter may have left the range of float32."""
+        total = float(self._narrow_dot(values, others))
+        if not SAFE_SUM * len(values) < abs(total) < math.inf:
+            total = self._wide_dot(values, others)
+        return total
+
+    @abstractmethod
+    def _make_room(self, vector: ParameterVector, widest: int) -> None:
+        """Make ``_difference`` and ``_gathered``, of ``widest`` coordinates each."""
+
+    @abstractmethod
+    def _flat(self, tensor: Tensor) -> Any:
+        """Its coordinates in order, without a copy where they lie so."""
+
+    @abstractmethod
+    def _differ(self, values: Any, others: Any) -> bool:
+        """Whether any bit differs."""
+
+    @abstractmethod
+    def _wide_dot(self, values: Any, others: Any) -> float:
+        """Σ x y in float64."""
 
 
-def _runs(offsets: Sequence[int]) -> list[tuple[slice, int, int, slice]]:
+class NumpyKernel(ChunkedKernel):
+    """The CPU's without numba: NumPy's operations, on the tensors' own memory, cost less to call than torch's.
+
+    A chunk and all that meets it stay in the second-level cache from one operation to the next.
+    """
+
+    name = "numpy"
+    chunk = 1 << 16
+    _subtract, _concatenate = staticmethod(np.subtract), staticmethod(np.concatenate)
+    _narrow_dot = staticmethod(np.dot)
+    """BLAS adds up a chunk in many partial sums side by side: right to 1e-6 at the least, as a test holds it to."""
+
+    def _make_room(self, vector: ParameterVector, widest: int) -> None:
+        dtype = np.float32 if vector.dtype == torch.float32 else np.float64
+        self._bits = np.int32 if vector.dtype == torch.float32 else np.int64
+        self._difference, self._gathered = np.empty((2, widest), dtype)
+        self._same = np.empty(widest, bool)
+
+    def _flat(self, tensor: Tensor) -> np.ndarray:
+        return tensor.detach().reshape(-1).resolve_neg().numpy()
+
+    def _differ(self, values: np.ndarray, others: np.ndarray) -> bool:
+        same = np.equal(values.view(self._bits), others.view(self._bits), out=self._same[: len(values)])
+        return not np.logical_and.reduce(same)
+
+    def _wide_dot(self, values: np.ndarray, others: np.ndarray) -> float:
+        return float(values.astype(np.float64) @ others.astype(np.float64))
+
+
+class TorchKernel(ChunkedKernel):
+    """Torch's own operations, wherever the parameters lie."""
+
+    name = "torch"
+    chunk = 1 << 19
+    _subtract, _concatenate = staticmethod(torch.sub), staticmethod(torch.cat)
+
+    def _make_room(self, vector: ParameterVector, widest: int) -> None:
+        self._bits = torch.int32 if vector.dtype == torch.float32 else torch.int64
+        self._difference, self._gathered = torch.empty(2, widest, dtype=vector.dtype, device=vector.device)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().reshape(-1)
+
+    def _differ(self, values: Tensor, others: Tensor) -> bool:
+        return not torch.equal(values.view(self._bits), others.view(self._bits))
+
+    @staticmethod
+    def _narrow_dot(values: Tensor, others: Tensor) -> Tensor:
+        whole = len(values) // BLOCK * BLOCK
+        blocks = torch.linalg.vecdot(values[:whole].view(-1, BLOCK), others[:whole].view(-1, BLOCK))
+        return blocks.sum(dtype=torch.float64) + torch.linalg.vecdot(values[whole:], others[whole:])
+
+    def _wide_dot(self, values: Tensor, others: Tensor) -> float:
+        return float(torch.linalg.vecdot(values.double(), others.double()))
+
+
+def _runs(offsets: Sequence[int], chunk: int) -> list[tuple[slice, int, int, slice]]:
     """How to cut pieces into chunks: (span in the flat vector, first piece, behind the last, part of a single one)."""
     runs: list[tuple[slice, int, int, slice]] = []
     first = 0
@@ -183,35 +260,13 @@ def _runs(offsets: Sequence[int]) -> list[tuple[slice, int, int, slice]]:
             runs.append((slice(offsets[first], begin), first, index, slice(None)))
             first = index
         if large:
-            for low in range(begin, end, CHUNK):
-                high = min(low + CHUNK, end)
+            for low in range(begin, end, chunk):
+                high = min(low + chunk, end)
                 runs.append((slice(low, high), index, index + 1, slice(low - begin, high - begin)))
             first = index + 1
     if first < len(offsets) - 1:
         runs.append((slice(offsets[first], offsets[-1]), first, len(offsets) - 1, slice(None)))
     return runs
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-
-def _dot(values: Any, others: Any) -> float:
-    """Σ x y; once more in float64 where products that matter may have left the range of float32."""
-    total = _block_sums(values, others)
-    if not SAFE_SUM * len(values) < abs(total) < math.inf:
-        widen: Any = np.float64 if isinstance(values, np.ndarray) else Tensor.double
-        total = _block_sums(widen(values), widen(others))
-    return total
-
-
-def _block_sums(values: Any, others: Any) -> float:
-    whole = len(values) // BLOCK * BLOCK
-    if isinstance(values, np.ndarray):
-        blocks = values[:whole].reshape(-1, 1, BLOCK) @ others[:whole].reshape(-1, BLOCK, 1)
-        return float(blocks.sum(dtype=np.float64)) + float(values[whole:] @ others[whole:])
-    blocks = torch.linalg.vecdot(values[:whole].view(-1, BLOCK), others[:whole].view(-1, BLOCK))
-    return float(blocks.sum(dtype=torch.float64) + torch.linalg.vecdot(values[whole:], others[whole:]).double())
 
 
 class NumbaKernel:
