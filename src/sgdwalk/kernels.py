@@ -1,9 +1,9 @@
 """The sums over coordinates that every update needs: cosine, distance and norms from one read of each vector.
 
 Three kernels give the same numbers up to rounding: on the CPU fused loops compiled by numba, or NumPy's operations
-where numba is not installed; on other devices torch's. All take partial sums over few coordinates in the parameters'
-own precision and total them in float64; where products may have left the range of float32, they sum once more in
-float64 throughout.
+where numba is not installed; on other devices torch's. All take the partial sum over a block of at most 512
+coordinates in the parameters' own precision and total the blocks in float64; where products may have left the range of
+float32, they sum once more in float64 throughout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAFE_SUM = 1e-30
 
 
 class Kernel(Protocol):
-    """The reductions of an update. ``kept`` and ``start`` are flat vectors of d coordinates."""
+    """The reductions of an update. ``kept`` and ``start`` are flat vectors of d coordinates and share no memory."""
 
     name: str
 
@@ -80,9 +80,10 @@ def choose_kernel(device: torch.device) -> Kernel:
 
 
 class ChunkedKernel(ABC):
-    """Cuts the parameters into chunks and reduces each with a few operations; nothing larger than a chunk is copied.
+    """Cuts the parameters into chunks and reduces each with a few operations.
 
-    The operations' results go to arrays that stay, as fresh ones would be mapped and cleared by the system each time.
+    Differences and what is gathered go to arrays that stay, as fresh ones would be mapped and cleared by the system
+    each time. Only parameters or gradients whose coordinates do not lie in order are copied whole.
     """
 
     chunk: int
@@ -91,8 +92,6 @@ class ChunkedKernel(ABC):
     _gathered: Any
     _subtract: Callable[..., Any]
     _concatenate: Callable[..., Any]
-    _narrow_dot: Callable[[Any, Any], Any]
-    """Σ x y from partial sums in their own precision."""
 
     def __init__(self) -> None:
         self._vector: ParameterVector | None = None
@@ -171,7 +170,7 @@ class ChunkedKernel(ABC):
 
     def _dot(self, values: Any, others: Any) -> float:
         """Σ x y; once more in float64 where products that matter may have left the range of float32."""
-        total = float(self._narrow_dot(values, others))
+        total = self._narrow_dot(values, others)
         if not SAFE_SUM * len(values) < abs(total) < math.inf:
             total = self._wide_dot(values, others)
         return total
@@ -189,6 +188,10 @@ class ChunkedKernel(ABC):
         """Whether any bit differs."""
 
     @abstractmethod
+    def _narrow_dot(self, values: Any, others: Any) -> float:
+        """Σ x y, each block's in their own precision."""
+
+    @abstractmethod
     def _wide_dot(self, values: Any, others: Any) -> float:
         """Σ x y in float64."""
 
@@ -196,20 +199,19 @@ class ChunkedKernel(ABC):
 class NumpyKernel(ChunkedKernel):
     """The CPU's without numba: NumPy's operations, on the tensors' own memory, cost less to call than torch's.
 
-    A chunk and all that meets it stay in the second-level cache from one operation to the next.
+    A chunk and what meets it, a quarter of a megabyte each in float32, are meant to stay in the second-level cache from
+    one operation to the next.
     """
 
     name = "numpy"
     chunk = 1 << 16
     _subtract, _concatenate = staticmethod(np.subtract), staticmethod(np.concatenate)
-    _narrow_dot = staticmethod(np.dot)
-    """BLAS adds up a chunk in many partial sums side by side: right to 1e-6 at the least, as a test holds it to."""
 
     def _make_room(self, vector: ParameterVector, widest: int) -> None:
         dtype = np.float32 if vector.dtype == torch.float32 else np.float64
         self._bits = np.int32 if vector.dtype == torch.float32 else np.int64
         self._difference, self._gathered = np.empty((2, widest), dtype)
-        self._same = np.empty(widest, bool)
+        self._same, self._sums = np.empty(widest, bool), np.empty(widest // BLOCK, dtype)
 
     def _flat(self, tensor: Tensor) -> np.ndarray:
         return tensor.detach().reshape(-1).resolve_neg().numpy()
@@ -217,6 +219,14 @@ class NumpyKernel(ChunkedKernel):
     def _differ(self, values: np.ndarray, others: np.ndarray) -> bool:
         same = np.equal(values.view(self._bits), others.view(self._bits), out=self._same[: len(values)])
         return not np.logical_and.reduce(same)
+
+    def _narrow_dot(self, values: np.ndarray, others: np.ndarray) -> float:
+        blocks, rest = divmod(len(values), BLOCK)
+        total, whole = 0.0, len(values) - rest
+        if blocks:
+            pairs = values[:whole].reshape(-1, BLOCK), others[:whole].reshape(-1, BLOCK)
+            total = float(np.add.reduce(np.vecdot(*pairs, out=self._sums[:blocks]), dtype=np.float64))
+        return total + float(values[whole:] @ others[whole:]) if rest else total
 
     def _wide_dot(self, values: np.ndarray, others: np.ndarray) -> float:
         return float(values.astype(np.float64) @ others.astype(np.float64))
@@ -234,16 +244,15 @@ class TorchKernel(ChunkedKernel):
         self._difference, self._gathered = torch.empty(2, widest, dtype=vector.dtype, device=vector.device)
 
     def _flat(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().reshape(-1)
+        return tensor.detach().reshape(-1).resolve_neg()
 
     def _differ(self, values: Tensor, others: Tensor) -> bool:
         return not torch.equal(values.view(self._bits), others.view(self._bits))
 
-    @staticmethod
-    def _narrow_dot(values: Tensor, others: Tensor) -> Tensor:
+    def _narrow_dot(self, values: Tensor, others: Tensor) -> float:
         whole = len(values) // BLOCK * BLOCK
         blocks = torch.linalg.vecdot(values[:whole].view(-1, BLOCK), others[:whole].view(-1, BLOCK))
-        return blocks.sum(dtype=torch.float64) + torch.linalg.vecdot(values[whole:], others[whole:])
+        return float(blocks.sum(dtype=torch.float64) + torch.linalg.vecdot(values[whole:], others[whole:]).double())
 
     def _wide_dot(self, values: Tensor, others: Tensor) -> float:
         return float(torch.linalg.vecdot(values.double(), others.double()))

@@ -243,12 +243,15 @@ class _Asked:
             self._waiting.append(experiment)
 
     def _stop(self) -> None:
-        """Ask all to end: those that run by the board, those that no worker has taken up by taking them back."""
+        """Take back what no worker has taken up, then ask those that run to end, by the board.
+
+        In this order: a worker whose training ends would take up the next one.
+        """
         if self._board.is_open():
-            self._board.close()
             for attempt in self._running:
                 if not attempt.future.done() and not self._board.is_begun(attempt.name):
                     attempt.future.cancel()
+            self._board.close()
 
     def _tell_progress(self) -> None:
         moved = []
