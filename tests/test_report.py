@@ -259,7 +259,10 @@ def test_what_was_left_out_and_what_happened_is_told(trouble):
     ids=["no step", "nothing recorded", "no segment", "one step"],
 )
 def test_a_run_with_little_in_it_has_a_report(run):
-    Page(render([run, stochastic_descent(3)]))
+    other = stochastic_descent(3)
+    text = Page(render([run, other])).text()
+    assert run.name in text
+    assert other.name in text
 
 
 def test_the_same_runs_give_the_same_bytes(two):
