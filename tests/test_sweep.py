@@ -227,7 +227,14 @@ def test_jobs_bounds_what_an_executor_has_at_a_time(tmp_path):
     assert max(most) == 5
 
 
-def test_a_stop_takes_back_what_no_worker_has_begun_and_waits_for_what_runs(tmp_path):
+def test_a_stop_takes_back_what_no_worker_has_begun_and_waits_for_what_runs(tmp_path, monkeypatch):
+    close = Board.close
+
+    def close_slowly(board):
+        close(board)
+        time.sleep(0.3)  # the worker has time to end, and to take up the next
+
+    monkeypatch.setattr(Board, "close", close_slowly)
     begun, told = threading.Event(), threading.Event()
     events = []
 
