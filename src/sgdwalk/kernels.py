@@ -31,7 +31,7 @@ SAFE_SUM = 1e-30
 
 
 class Kernel(Protocol):
-    """The reductions of an update. ``kept`` and ``start`` are flat vectors of d coordinates and share no memory."""
+    """The reductions of an update. ``kept`` and ``start`` are flat vectors of d coordinates."""
 
     name: str
 
@@ -139,14 +139,10 @@ class ChunkedKernel(ABC):
         for span, chunk in self._chunks(vector, vector.parameters):
             old, difference = before[span], self._difference[: len(chunk)]
             param += self._dot(chunk, chunk)
-            # Where θ replaces it anyway the kept copy takes the difference: another array would need room in the cache.
-            step = moved[span] if moved is not None else old if advance else difference
-            self._subtract(chunk, old, out=step)
-            update += self._dot(step, step)
+            update += self._square(chunk, old, out=difference if moved is None else moved[span])
+            distance += self._square(chunk, origin[span], out=difference)
             if advance:
                 old[:] = chunk
-            self._subtract(chunk, origin[span], out=difference)
-            distance += self._dot(difference, difference)
         return param, update, distance
 
     def _chunks(self, vector: ParameterVector, pieces: Sequence[Tensor | None]) -> Iterator[tuple[slice, Any]]:
@@ -171,9 +167,20 @@ class ChunkedKernel(ABC):
     def _dot(self, values: Any, others: Any) -> float:
         """Σ x y; once more in float64 where products that matter may have left the range of float32."""
         total = self._narrow_dot(values, others)
-        if not SAFE_SUM * len(values) < abs(total) < math.inf:
-            total = self._wide_dot(values, others)
-        return total
+        return total if self._in_range(total, values) else float(self._wide(values) @ self._wide(others))
+
+    def _square(self, values: Any, others: Any, out: Any) -> float:
+        """Σ (x - y)², so too; ``out`` takes x - y."""
+        self._subtract(values, others, out=out)
+        total = self._narrow_dot(out, out)
+        if self._in_range(total, values):
+            return total
+        difference = self._wide(values) - self._wide(others)  # that of large numbers may be none of float32's
+        return float(difference @ difference)
+
+    @staticmethod
+    def _in_range(total: float, values: Any) -> bool:
+        return SAFE_SUM * len(values) < abs(total) < math.inf
 
     @abstractmethod
     def _make_room(self, vector: ParameterVector, widest: int) -> None:
@@ -192,8 +199,8 @@ class ChunkedKernel(ABC):
         """Σ x y, each block's in their own precision."""
 
     @abstractmethod
-    def _wide_dot(self, values: Any, others: Any) -> float:
-        """Σ x y in float64."""
+    def _wide(self, values: Any) -> Any:
+        """A copy in float64."""
 
 
 class NumpyKernel(ChunkedKernel):
@@ -228,8 +235,8 @@ class NumpyKernel(ChunkedKernel):
             total = float(np.add.reduce(np.vecdot(*pairs, out=self._sums[:blocks]), dtype=np.float64))
         return total + float(values[whole:] @ others[whole:]) if rest else total
 
-    def _wide_dot(self, values: np.ndarray, others: np.ndarray) -> float:
-        return float(values.astype(np.float64) @ others.astype(np.float64))
+    def _wide(self, values: np.ndarray) -> np.ndarray:
+        return values.astype(np.float64)
 
 
 class TorchKernel(ChunkedKernel):
@@ -254,8 +261,8 @@ class TorchKernel(ChunkedKernel):
         blocks = torch.linalg.vecdot(values[:whole].view(-1, BLOCK), others[:whole].view(-1, BLOCK))
         return float(blocks.sum(dtype=torch.float64) + torch.linalg.vecdot(values[whole:], others[whole:]).double())
 
-    def _wide_dot(self, values: Tensor, others: Tensor) -> float:
-        return float(torch.linalg.vecdot(values.double(), others.double()))
+    def _wide(self, values: Tensor) -> Tensor:
+        return values.double()
 
 
 def _runs(offsets: Sequence[int], chunk: int) -> list[tuple[slice, int, int, slice]]:
