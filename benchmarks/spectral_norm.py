@@ -162,9 +162,9 @@ def main() -> None:
     settings = {**where, "iterates": len(exact), "threads": options.threads}
     settings |= {"tolerance": options.tolerance, "following": options.following}
 
-    def kept() -> tuple[Any, ...]:
-        results = "spectral_norm_" + "_".join(where.values())
-        return options.out, results, settings, {"floor": floors, **raw}, summary(raw, floors)
+    def results() -> tuple[Any, ...]:
+        name = "spectral_norm_" + "_".join(where.values())
+        return options.out, name, settings, {"floor": floors, **raw}, summary(raw, floors)
 
     for iterate, value in enumerate(exact):
         turn = iterate % len(sides)
@@ -173,10 +173,10 @@ def main() -> None:
             error = None if answer["value"] is None else abs(answer["value"] / value - 1)
             raw[name].append({**answer, "error": error})
             print(f"iterate {iterate}: {name}: {answer}, error {error}", flush=True)
-        common.write(*kept())  # a large net's iterates take hours: what was measured stays
+        common.write(*results())  # a large net's iterates take hours: what was measured stays
     for side in sides.values():
         side.close()
-    common.report(*kept())
+    common.report(*results())
 
 
 if __name__ == "__main__":

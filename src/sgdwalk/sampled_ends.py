@@ -66,7 +66,7 @@ class SampledEnds(Segments):
         self._num_points, self._tolerance, self._seed = num_points, tolerance, seed
         self._largest_pass = largest_pass
         self._over_all = over_all
-        over_all.told = self.told
+        self.told = over_all.told
         self._spreads: deque[Spread] = deque(maxlen=REMEMBERED)
         self._counts: list[float] | None = None
         self.passage: SampledPassage | None = None
