@@ -200,7 +200,7 @@ class ChunkedKernel(ABC):
 
     @abstractmethod
     def _wide(self, values: Any) -> Any:
-        """A copy in float64."""
+        """The values in float64."""
 
 
 class NumpyKernel(ChunkedKernel):
