@@ -1,10 +1,10 @@
 """Write ``unit_losses.npz``: what real nets' units do along real steps, for the tests of the certified intervals.
 
-    SGDWALK_DATA_DIR=DIR python tests/make_unit_losses.py [NAME ...]
+    SGDWALK_DATA_DIR=DIR python tests/make_unit_losses.py [NAME | NAME_early | NAME_late | NAME_edge ...]
 
-For each step: L along the chord (``chord``, points), what the middle level adds to it (``first``, units × points) and
-the truth to that (``second``), the units' signs, and the spreads seen on the steps before, with which the first look
-is planned. float64; a few hundred kilobytes.
+``resnet56_whole`` takes hours, the others minutes. For each step: L along the chord (``chord``, points), what the
+middle level adds to it (``first``, units × points) and the truth to that (``second``), the units' signs, and the
+spreads seen on the steps before, with which the first look is planned. float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +31,8 @@ from sgdwalk.params import ParameterVector
 from sgdwalk.replica import Replica
 
 OUT = Path(__file__).parent / "unit_losses.npz"
-BEFORE = 4
-"""Steps before the one kept that are watched too."""
+WHEN = ("early", "late", "edge")
+EARLY = 30
 
 
 class Tokens(nn.Module):
@@ -79,37 +81,53 @@ def sequences(count: int) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-cross_entropy = functional.cross_entropy
-NETS: dict[str, tuple] = {
-    # model, data, examples, evaluation batch, training batch, loss, learning rate, the same at the edge, late step
-    "mlp": (lambda: MLP((784, 125, 88, 10)), digits, 13_450, 100, 100, cross_entropy, 0.1, 2.0, 400),
-    "vgg11": (lambda: VGG11(10), images, 5_000, 50, 50, cross_entropy, 0.1, 0.5, 150),
-    "resnet56": (lambda: ResNet(10), images, 5_000, 50, 50, cross_entropy, 0.1, 1.0, 100),
-    "groupnorm": (group_norm_net, images, 400, 100, 50, cross_entropy, 0.05, 0.3, 200),
-    "transformer": (Tokens, sequences, 400, 100, 50, per_token, 0.2, 0.6, 300),
+class Net(NamedTuple):
+    """How a net is trained, and over what its losses are taken."""
+
+    build: Callable[[], nn.Module]
+    load: Callable[[int], tuple[Tensor, Tensor]]
+    examples: int
+    evaluation: int
+    batch: int
+    rate: float
+    edge: float
+    late: int
+    """The step that is late; one after ``EARLY`` is early."""
+    loss_fn: Callable = functional.cross_entropy
+    before: int = 4
+    """Steps before the one kept that are watched too."""
+
+
+NETS = {
+    "mlp": Net(lambda: MLP((784, 125, 88, 10)), digits, 13_450, 100, 100, rate=0.1, edge=2.0, late=400),
+    "vgg11": Net(lambda: VGG11(10), images, 5_000, 50, 50, rate=0.1, edge=0.5, late=150),
+    "resnet56": Net(lambda: ResNet(10), images, 5_000, 50, 50, rate=0.1, edge=1.0, late=100),
+    "resnet56_whole": Net(lambda: ResNet(10), images, 45_000, 50, 50, rate=0.1, edge=1.0, late=100, before=1),
+    "groupnorm": Net(group_norm_net, images, 400, 100, 50, rate=0.05, edge=0.3, late=200),
+    "transformer": Net(Tokens, sequences, 400, 100, 50, rate=0.2, edge=0.6, late=300, loss_fn=per_token),
 }
 
 
 def case(name: str, when: str) -> dict[str, np.ndarray]:
-    build, load, count, evaluation, batch, loss_fn, rate, edge, late = NETS[name]
+    net = NETS[name]
     torch.manual_seed(0)
-    model, (inputs, targets) = build(), load(count)
-    optimizer = torch.optim.SGD(model.parameters(), lr=edge if when == "edge" else rate)
+    model, (inputs, targets) = net.build(), net.load(net.examples)
+    optimizer = torch.optim.SGD(model.parameters(), lr=net.edge if when == "edge" else net.rate)
     vector = ParameterVector(model.parameters())
-    data = evaluation_data((inputs, targets), evaluation, 0, batchnorm=True)
-    loss = FullLoss(Replica(model, vector, "train"), data, loss_fn, None)
+    data = evaluation_data((inputs, targets), net.evaluation, 0, batchnorm=True)
+    loss = FullLoss(Replica(model, vector, "train"), data, net.loss_fn, None)
     loss.use_channels_last()
     segments = CertifiedSegments(loss, 10, 0.05, "estimated", 0)
     known = None
-    last = 30 if when == "early" else late
+    last = EARLY if when == "early" else net.late
     for step in range(last + 1):
-        rows = torch.randint(len(inputs), (batch,))
+        rows = torch.randint(len(inputs), (net.batch,))
         optimizer.zero_grad()
-        value = loss_fn(model(inputs[rows]), targets[rows])
+        value = net.loss_fn(model(inputs[rows]), targets[rows])
         (value if isinstance(value, Tensor) else value[0] / value[1]).backward()
         start = vector.read()
         optimizer.step()
-        if step < last - BEFORE:
+        if step < last - net.before:
             continue
         with loss.evaluating():
             if step < last:
@@ -137,18 +155,18 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    stored = dict(np.load(OUT)) if OUT.exists() else {}
-    for name in sys.argv[1:] or NETS:
-        for when in ("early", "late", "edge"):
-            found = case(name, when)
-            stored |= found
-            true = sum(found[f"{name}_{when}/{key}"].sum(axis=0) for key in ("first", "second"))
-            losses = found[f"{name}_{when}/chord"] + true
-            height = (losses[0] + losses[-1] - 2 * losses.min()) / 2
-            spreads = [found[f"{name}_{when}/{key}"].std(axis=0).max() for key in ("first", "second")]
-            units = len(found[f"{name}_{when}/signs"])
-            print(name, when, units, "units, loss", losses[0], "height", height, [units * s / height for s in spreads])
-            np.savez_compressed(OUT, **stored)
+    cases = [(name, when) for name in NETS for when in WHEN]
+    wanted = [one for one in cases if not sys.argv[1:] or one[0] in sys.argv[1:] or "_".join(one) in sys.argv[1:]]
+    for name, when in wanted:
+        found = case(name, when)
+        true = sum(found[f"{name}_{when}/{key}"].sum(axis=0) for key in ("first", "second"))
+        losses = found[f"{name}_{when}/chord"] + true
+        height = (losses[0] + losses[-1] - 2 * losses.min()) / 2
+        spreads = [found[f"{name}_{when}/{key}"].std(axis=0).max() for key in ("first", "second")]
+        units = len(found[f"{name}_{when}/signs"])
+        print(name, when, units, "units, loss", losses[0], "height", height, [units * s / height for s in spreads])
+        stored = dict(np.load(OUT)) if OUT.exists() else {}
+        np.savez_compressed(OUT, **stored | found)
     print(OUT.stat().st_size, "bytes")
 
 
