@@ -6,11 +6,11 @@ Equal nets train on the same mini-batches in turns of ``--steps`` updates: unwat
 with the fused loops that numba compiles, and so with the gauge besides. Random inputs of MNIST's shape serve
 where no data are named: no number here depends on the pixels.
 
-``memory floor``: a bare training that after every update moves through memory what the columns cannot do without, by
-NumPy's own dot products and copies: θ_t is compared with its copy before the update (2 vectors are read), g_t is
-multiplied by and kept in place of g_{t-1} (2 read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1
-written). ``least traffic``: the same for a tool that trusts the loop: θ_t is as the last update left it, and nothing
-writes to g_{t-1}, which is kept without a copy (5 read, 1 written).
+``memory floor``: a bare training whose updates are followed by what the columns cannot do without, compiled to one pass
+each and with no walk around it: θ_t is compared with its copy before the update (2 vectors are read), g_t is multiplied
+by and kept in place of g_{t-1} (2 read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1 written).
+``least traffic``: the same for a tool that trusts the loop: θ_t is as the last update left it, and nothing writes to
+g_{t-1}, which is kept without a copy (5 read, 1 written).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import common
 import nets
@@ -30,8 +31,6 @@ from sgdwalk.kernels import NumbaKernel, NumpyKernel
 
 WANTED = {"numpy": 1.5, "numba": 1.15, "numba, and the gauge": 1.15}
 FLOOR, LEAST = "memory floor", "least traffic"
-CHUNK = 1 << 17
-"""Coordinates that the floor takes at a time: chunks of 0.5 MiB stay in the cache from one call to the next."""
 KERNELS = {"numpy": NumpyKernel, "numba": NumbaKernel, "numba, and the gauge": NumbaKernel}
 
 
@@ -45,37 +44,83 @@ class Training:
         batches = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
         self.batches = itertools.cycle(batches)
 
-    def steps(self, count: int, after: Callable[[], None] | None = None) -> Callable[[], None]:
+    def steps(self, count: int, traffic: Traffic | None = None) -> Callable[[], None]:
         def run() -> None:
             for inputs, targets in itertools.islice(self.batches, count):
                 self.optimizer.zero_grad()
                 F.cross_entropy(self.model(inputs), targets).backward()
+                if traffic is not None:
+                    traffic.before()
                 self.optimizer.step()
-                if after is not None:
-                    after()
+                if traffic is not None:
+                    traffic.after()
 
         return run
 
 
-def memory_traffic(coordinates: int, *, trusting: bool) -> Callable[[], None]:
+# The least arithmetic that reads what must be read, in float32 and in any order.
+@numba.njit(fastmath=True)
+def differing_bits(one, other):
+    bits = np.int32(0)
+    for i in range(len(one)):
+        bits |= one[i] ^ other[i]
+    return bits
+
+
+@numba.njit(fastmath=True)
+def dot(one, other):
+    total = np.float32(0)
+    for i in range(len(one)):
+        total += one[i] * other[i]
+    return total
+
+
+@numba.njit(fastmath=True)
+def dot_and_keep(gradient, kept):
+    total = np.float32(0)
+    for i in range(len(gradient)):
+        total += gradient[i] * kept[i]
+        kept[i] = gradient[i]
+    return total
+
+
+@numba.njit(fastmath=True)
+def squares_and_keep(theta, kept, start):
+    update, distance = np.float32(0), np.float32(0)
+    for i in range(len(theta)):
+        update += (theta[i] - kept[i]) ** 2
+        distance += (theta[i] - start[i]) ** 2
+        kept[i] = theta[i]
+    return update + distance
+
+
+class Traffic:
     """What the columns of one update read and write, with nothing else done."""
-    theta, kept, start, gradient, previous = np.random.default_rng(0).standard_normal((5, coordinates), np.float32)
-    spans = [slice(low, low + CHUNK) for low in range(0, coordinates, CHUNK)]
 
-    def once() -> None:
-        if not trusting:
-            for span in spans:
-                theta[span] @ kept[span]
-        for span in spans:
-            gradient[span] @ previous[span]
-            if not trusting:
-                previous[span] = gradient[span]
-        for span in spans:
-            theta[span] @ kept[span]
-            theta[span] @ start[span]
-            kept[span] = theta[span]
+    def __init__(self, model: nn.Module, *, trusting: bool):
+        self.parameters, self.trusting = list(model.parameters()), trusting
+        self.kept = [theta.copy() for theta in self.thetas()]
+        self.start = [theta.copy() for theta in self.thetas()]
+        self.previous = [np.zeros_like(theta) for theta in self.thetas()]
 
-    return once
+    def thetas(self) -> list[np.ndarray]:
+        return [parameter.detach().numpy().ravel() for parameter in self.parameters]
+
+    def before(self) -> None:
+        gradients = [parameter.grad.numpy().ravel() for parameter in self.parameters if parameter.grad is not None]
+        if self.trusting:
+            for gradient, previous in zip(gradients, self.previous, strict=True):
+                dot(gradient, previous)
+            self.previous = gradients
+            return
+        for theta, kept in zip(self.thetas(), self.kept, strict=True):
+            differing_bits(theta.view(np.int32), kept.view(np.int32))
+        for gradient, previous in zip(gradients, self.previous, strict=True):
+            dot_and_keep(gradient, previous)
+
+    def after(self) -> None:
+        for vectors in zip(self.thetas(), self.kept, self.start, strict=True):
+            squares_and_keep(*vectors)
 
 
 def main() -> None:
@@ -97,8 +142,7 @@ def main() -> None:
     runs = {name: side.steps(options.steps) for name, side in sides.items()}
     for name in (FLOOR, LEAST):
         bare = Training(inputs, targets, options.batch_size)
-        coordinates = sum(parameter.numel() for parameter in bare.model.parameters())
-        runs[name] = bare.steps(options.steps, after=memory_traffic(coordinates, trusting=name == LEAST))
+        runs[name] = bare.steps(options.steps, Traffic(bare.model, trusting=name == LEAST))
     raw = common.alternate(runs, rounds=options.rounds, warmup=3)
     for walk in walks.values():
         walk.close()
