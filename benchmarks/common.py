@@ -206,8 +206,12 @@ def write(folder: Path, name: str, settings: Mapping[str, Any], raw: Any, summar
         "surroundings": surroundings(),
         "raw": raw,
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    keep(path, content)
     return path
+
+
+def keep(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
