@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear, relu
 
 import sgdwalk
-from sgdwalk import segment, shared_layer
+from sgdwalk import passage, segment, shared_layer
 
 NUM_POINTS = 4
 
@@ -189,3 +189,45 @@ def test_the_layer_is_itself_again_after_a_failure():
     with pytest.raises(ZeroDivisionError), layer.installed(list(model.parameters()), list(model.parameters())):
         raise ZeroDivisionError
     assert "forward" not in model.first.__dict__
+
+
+@pytest.mark.parametrize("most_bytes", [shared_layer.GROUP_BYTES, 20_000], ids=["one group", "several groups"])
+@pytest.mark.parametrize("options", [{}, {"largest_pass": 3_000}], ids=["ends over all data", "ends sampled"])
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["plain", "batchnorm"])
+def test_two_products_serve_all_points_of_a_sampled_unit(batchnorm, options, most_bytes, products, monkeypatch):
+    def certified():
+        torch.manual_seed(0)
+        between = [nn.BatchNorm1d(8)] if batchnorm else []
+        model = nn.Sequential(nn.Linear(40, 8), *between, nn.Tanh(), nn.Linear(8, 3)).double()
+        inputs, targets = torch.randn(6_000, 40).double(), torch.randint(3, (6_000,))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        watching = {"batch_size": 20, "method": "certified", "on_error": "raise", **options}
+        with sgdwalk.watch(model, optimizer, cross_entropy, (inputs, targets), **watching) as watched:
+            for step in range(3):
+                products.clear()
+                at_all_points.clear()
+                optimizer.zero_grad()
+                cross_entropy(model(inputs[50 * step :][:50]), targets[50 * step :][:50]).backward()
+                optimizer.step()
+        return watched.run
+
+    at_all_points = []
+    levels = passage.Passage.true_minus_middle
+
+    def counted(self, units):
+        at_all_points.append(int(self.units.sizes[units].sum()))
+        return levels(self, units)
+
+    monkeypatch.setattr(passage.Passage, "true_minus_middle", counted)
+    monkeypatch.setattr(shared_layer, "GROUP_BYTES", most_bytes)
+    shared = certified()
+    assert sum(shape[0] for shape in products) == 2 * sum(at_all_points) > 0
+    monkeypatch.setattr(passage, "find_shared_layer", lambda full_loss: None)
+    alone = certified()
+    assert not products
+    assert (shared.segments["kind"][-11:] == "estimated").any()
+    for name in ("loss", "halfwidth"):
+        torch.testing.assert_close(
+            *(torch.tensor(run.segments[name].to_numpy()) for run in (shared, alone)), rtol=1e-11, atol=1e-14
+        )
+    assert shared.steps["examples_evaluated"].equals(alone.steps["examples_evaluated"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sgdwalk.outputs import OutputLoss, alike, floats, joined, lagrange, squared
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
 from sgdwalk.segment import grid
+from sgdwalk.shared_layer import find_shared_layer
 from sgdwalk.units import LossAsOutput, Units
 
 KEPT_BYTES = 1 << 28
@@ -55,6 +56,7 @@ class Passage:
         size = sum(tensor.numel() * tensor.element_size() for tensor in floats(output)) / source.data.sizes[0]
         self._output_bytes = size
         self._keeps = 2 * size * source.data.num_examples <= KEPT_BYTES
+        self._shared = find_shared_layer(source) if isinstance(source, FullLoss) else None
         self._count = math.nan
         self._start: Sequence[Tensor] = ()
         self._end: Sequence[Tensor] = ()
@@ -121,16 +123,16 @@ class Passage:
             ends = [floats(output) for output, _ in outputs]
             for positions in alike(list(zip(outputs, starts, strict=True))):
                 chosen = [outputs[position] for position in positions]
+                first_side, last_side = (_stacked([side[i] for i in positions]) for side in (starts, ends))
                 sums = self._loss.along(
-                    [_stacked([side[position] for position in positions]) for side in (starts, ends)],
+                    [first_side, last_side],
                     self._chord_weights[self._interior],
                     joined([output for output, _ in chosen], torch.stack),
                     joined([target for _, target in chosen], torch.stack),
                     data.sizes[group[positions[0]]],
                 )
                 chord[1:-1] += sums.sum(axis=1)
-            for index, one, other in zip(group, starts, ends, strict=True):
-                self._sign(index, squared_moves(one, other), signs)
+                self._sign([group[position] for position in positions], first_side, last_side, signs)
             if self.kept is not None:
                 self.kept += ends
         end = as_sums(last) if heard is None else heard.sums
@@ -147,12 +149,16 @@ class Passage:
         # Clones, since a model may hand out the same buffer every time.
         return with_floats(output, [tensor.clone() for tensor in floats(output)]), target
 
-    def _sign(self, index: int, moves: Tensor, signs: NDArray[np.float64]) -> None:
-        own = slice(self._first_unit[index], self._first_unit[index + 1])
+    def _sign(self, batches: list[int], starts: Floats, ends: Floats, signs: NDArray[np.float64]) -> None:
+        """Put how far the outputs of each unit in some batches move; starts and ends are stacked over the batches."""
         if self.units.whole:
-            signs[own] = float(moves.sum())
-        else:
-            signs[own] = np.add.reduceat(moves.cpu().numpy().astype(np.float64), self.units.low[own])
+            signs[batches] = squared_moves(starts, ends).cpu().numpy()
+            return
+        rows = [[tensor.flatten(0, 1) for tensor in side] for side in (starts, ends)]
+        moves = squared_moves(*rows).view(len(batches), -1).cpu().numpy().astype(np.float64)
+        for index, of_batch in zip(batches, moves, strict=True):
+            own = slice(self._first_unit[index], self._first_unit[index + 1])
+            signs[own] = np.add.reduceat(of_batch, self.units.low[own])
 
     # --- units of a sample -------------------------------------------------------------------------------------------
 
@@ -181,20 +187,47 @@ class Passage:
     def true_minus_middle(self, units: NDArray[np.intp]) -> NDArray[np.float64]:
         """What the true losses add to the middle level, in the same shares."""
         found = np.zeros((len(units), self._num_points + 1))
-        for k in range(1, self._num_points):
-            if k == nodes(self._num_points)[1] or not len(units):
-                continue
-            self._at(grid(self._num_points)[k])
-            outputs = self._evaluate(units)
+
+        def put(low: int, k: int, outputs: list[tuple[Any, Any]]) -> None:
             for positions in alike(outputs):
                 sums = self._loss.sums(
                     joined([outputs[position][0] for position in positions], torch.stack),
                     joined([outputs[position][1] for position in positions], torch.stack),
-                    int(self.units.sizes[units[positions[0]]]),
+                    int(self.units.sizes[units[low + positions[0]]]),
                 )
                 for value, position in zip(sums, positions, strict=True):
-                    found[position, k] = value - self._middles[int(units[position])][k - 1]
+                    found[low + position, k] = value - self._middles[int(units[low + position])][k - 1]
+
+        if len(units):
+            self._evaluate_along(units, sorted({*range(1, self._num_points)} - {nodes(self._num_points)[1]}), put)
         return found / self._count
+
+    def _evaluate_along(
+        self, units: NDArray[np.intp], points: Sequence[int], take: Callable[[int, int, list[tuple[Any, Any]]], None]
+    ) -> None:
+        """Evaluate units at points of the grid; by groups, where the products of a first layer serve all points.
+
+        ``take`` gets the position of the first unit, the point, and the units' outputs and targets there.
+        """
+        shared, alphas = self._shared, grid(self._num_points)
+        if shared is None or len(points) <= 2:
+            for k in points:
+                self._at(alphas[k])
+                take(0, k, self._evaluate(units))
+            return
+        with shared.installed(self._start, self._end):
+            low = 0
+            for group in shared.grouped(self.units.together(self.source, units)):  # pyright: ignore[reportArgumentType]
+                for k in points:
+                    self._at(alphas[k])
+                    outputs = []
+                    for index, (batch, bounds) in enumerate(group):
+                        shared.at(alphas[k], index, batch[0])
+                        outputs += self.units.outputs(self.source, batch, bounds)  # pyright: ignore[reportArgumentType]
+                        self.examples += bounds[-1]
+                    take(low, k, outputs)
+                shared.forget()
+                low += sum(len(bounds) - 1 for _, bounds in group)
 
     def _ends_of(self, units: NDArray[np.intp]) -> list[list[Floats]]:
         """The outputs of units at the start and at the end; evaluated where they are not kept."""

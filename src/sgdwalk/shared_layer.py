@@ -8,7 +8,7 @@ the model wrote to it, goes through the layer as it stands.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,21 @@ class SharedLayer:
     def forget(self) -> None:
         """Let go of the outputs of the batches so far."""
         self._kept = {}
+
+    def grouped(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
+        """Runs of batches, each with whatever goes with it, that fit with their outputs into the memory set aside."""
+        group: list[tuple[Any, Any]] = []
+        free = GROUP_BYTES
+        for each in batches:
+            inputs = each[0][0]
+            numbers = inputs.numel() + 2 * self.layer.out_features * (inputs.numel() // self.layer.in_features)
+            free -= numbers * inputs.element_size()
+            if group and free < 0:
+                yield group
+                group, free = [], GROUP_BYTES - numbers * inputs.element_size()
+            group.append(each)
+        if group:
+            yield group
 
     def at(self, alpha: float, index: int, inputs: Tensor) -> None:
         """The next evaluation is of this batch at this α."""

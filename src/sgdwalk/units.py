@@ -7,7 +7,7 @@ some consecutive examples of one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,28 +59,43 @@ class Units:
 
     def evaluate(self, source: Any, wanted: NDArray[np.intp]) -> list[tuple[Any, Any]]:
         """Output and target of each unit wanted, at the point where the source's site stands."""
+        if isinstance(source, LossAsOutput):
+            return [source.outputs(int(self.batch[unit])) for unit in wanted]
+        batches = self.together(source, wanted)
+        return [pair for batch, bounds in batches for pair in self.outputs(source, batch, bounds)]
+
+    def together(self, source: FullLoss, wanted: NDArray[np.intp]) -> Iterator[tuple[Any, list[int]]]:
+        """The units wanted as the model takes them, as many at a time as make an evaluation batch.
+
+        Yields:
+            A batch, and where in it each unit begins and the last one ends.
+        """
+        sizes = self.sizes
         if self.whole:
-            outputs = (source.outputs(int(self.batch[unit])) for unit in wanted)
-            # Clones, since a model may hand out the same buffer every time.
-            return [(with_floats(one, [tensor.clone() for tensor in floats(one)]), target) for one, target in outputs]
-        found: list[tuple[Any, Any]] = []
+            for unit in wanted:
+                yield source.prepared(int(self.batch[unit])), [0, int(sizes[unit])]
+            return
         most, data = max(source.data.sizes), source.data
         position = 0
-        while position < len(wanted):  # as many units as fit into an evaluation batch go through the model together
-            sizes = self.sizes[wanted[position:]].cumsum()
-            part = wanted[position : position + max(1, int(np.searchsorted(sizes, most, side="right")))]
+        while position < len(wanted):
+            ends = sizes[wanted[position:]].cumsum()
+            part = wanted[position : position + max(1, int(np.searchsorted(ends, most, side="right")))]
             rows = [data.rows(int(self.batch[u]), int(self.low[u]), int(self.high[u])) for u in part]
             # Batches that are padded to different widths do not go together.
             alike = [_shapes(each) == _shapes(rows[0]) for each in rows]
-            together = alike.index(False) if False in alike else len(rows)
-            part, rows = part[:together], rows[:together]
-            output, target = source.forward(source.site.module, source.as_input(joined(rows, torch.cat)))
-            output = with_floats(output, [tensor.clone() for tensor in floats(output)])
-            bounds = np.concatenate([[0], self.sizes[part].cumsum()]).tolist()
-            for low, high in itertools.pairwise(bounds):
-                found.append(tuple(cut_rows(tree, bounds[-1], low, high) for tree in (output, target)))  # pyright: ignore[reportArgumentType]
-            position += len(part)
-        return found
+            number = alike.index(False) if False in alike else len(rows)
+            yield source.as_input(joined(rows[:number], torch.cat)), [0, *ends[:number].tolist()]
+            position += number
+
+    def outputs(self, source: FullLoss, batch: Any, bounds: list[int]) -> list[tuple[Any, Any]]:
+        """Output and target of each unit of such a batch, at the point where the source's site stands."""
+        output, target = source.forward(source.site.module, batch)
+        # Clones, since a model may hand out the same buffer every time.
+        output = with_floats(output, [tensor.clone() for tensor in floats(output)])
+        if self.whole:
+            return [(output, target)]
+        cuts = itertools.pairwise(bounds)
+        return [tuple(cut_rows(tree, bounds[-1], low, high) for tree in (output, target)) for low, high in cuts]  # pyright: ignore[reportReturnType]
 
 
 def _shapes(rows: Any) -> list[Any]:
