@@ -315,12 +315,17 @@ def _is_tensors(data: Any) -> bool:
 
 def leaves(tree: Any) -> Iterator[Any]:
     """The leaves of nested tuples, lists and mappings, in order."""
-    if isinstance(tree, Mapping):
+    if isinstance(
+        tree, (tuple, list)
+    ):  # before mappings, which take longer to tell: a batch is asked for at every step
+        for part in tree:
+            if isinstance(part, Tensor):
+                yield part
+            else:
+                yield from leaves(part)
+    elif isinstance(tree, Mapping):
         for key in tree:
             yield from leaves(tree[key])
-    elif isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from leaves(part)
     else:
         yield tree
 
