@@ -6,6 +6,7 @@ the training came to its end, with 130 or 143 when it was asked to stop or lost 
 
 from __future__ import annotations
 
+import gc
 import json
 import select
 import signal
@@ -52,9 +53,11 @@ def main(asked: dict[str, Any], *parents: int) -> int:
         signal.signal(number, signal.SIG_IGN)  # SLURM's notice, which submitit answers in the parent
     with StopOnSignal() as stop:
         try:
+            data = examples(asked)
+            gc.freeze()  # modules are no garbage; looking through all of them takes a tenth of a small net's training
             finished = train(
                 experiment,
-                examples(asked),
+                data,
                 folder,
                 after=None if experiment.after is None else folder.with_name(training_name(experiment.after)),
                 execution=Execution(**asked["execution"]),
