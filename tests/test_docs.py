@@ -269,7 +269,8 @@ def test_the_pictures_can_be_made_again(tmp_path, monkeypatch):
     """Whether the tool still draws the committed ones; their numbers may differ in the last digits elsewhere."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))["main"](tmp_path / "pictures")
-    runpy.run_path(str(ROOT / "docs" / "make_methods.py"))["main"](tmp_path)
+    for page in ("methods", "curvature"):
+        runpy.run_path(str(ROOT / "docs" / f"make_{page}.py"))["main"](tmp_path)
     committed = ROOT / "docs" / "pictures"
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {path.name for path in committed.iterdir()}
     for path in committed.iterdir():
@@ -278,9 +279,10 @@ def test_the_pictures_can_be_made_again(tmp_path, monkeypatch):
         assert [element.text for element in drawn.iter() if element.tag.endswith("}text")] == [
             element.text for element in kept.iter() if element.tag.endswith("}text")
         ], path.name
-    assert (tmp_path / "methods.md").read_text("utf-8") == (ROOT / "docs" / "methods.md").read_text("utf-8"), (
-        "docs/methods.md does not match benchmarks/results: run python docs/make_methods.py"
-    )
+    for page in ("methods", "curvature"):
+        assert (tmp_path / f"{page}.md").read_text("utf-8") == (ROOT / "docs" / f"{page}.md").read_text("utf-8"), (
+            f"docs/{page}.md does not match benchmarks/results: run python docs/make_{page}.py"
+        )
 
 
 def test_every_picture_is_shown_with_words():
