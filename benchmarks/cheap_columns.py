@@ -63,7 +63,7 @@ class Training:
 def differing_bits(one, other):
     bits = np.int32(0)
     for i in range(len(one)):
-        bits |= one[i] ^ other[i]
+        bits = np.int32(bits | (one[i] ^ other[i]))  # or numba widens every one of them
     return bits
 
 
@@ -95,7 +95,7 @@ def squares_and_keep(theta, kept, start):
 
 
 class Traffic:
-    """What the columns of one update read and write, with nothing else done."""
+    """What the columns of one update read and write, with little else done."""
 
     def __init__(self, model: nn.Module, *, trusting: bool):
         self.parameters, self.trusting = list(model.parameters()), trusting

@@ -156,7 +156,10 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
 def main() -> None:
     torch.set_num_threads(1)
     cases = [(name, when) for name in NETS for when in WHEN]
-    wanted = [one for one in cases if not sys.argv[1:] or one[0] in sys.argv[1:] or "_".join(one) in sys.argv[1:]]
+    names = sys.argv[1:] or list(NETS)
+    if unknown := set(names) - set(NETS) - set(map("_".join, cases)):
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no such net; there is {', '.join(NETS)}.")
+    wanted = [(name, when) for name, when in cases if name in names or f"{name}_{when}" in names]
     for name, when in wanted:
         found = case(name, when)
         true = sum(found[f"{name}_{when}/{key}"].sum(axis=0) for key in ("first", "second"))

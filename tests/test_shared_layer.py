@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear, relu
 
 import sgdwalk
-from sgdwalk import passage, segment, shared_layer
+from sgdwalk import passage, shared_layer
 
 NUM_POINTS = 4
 
@@ -44,6 +44,39 @@ class Tied(Net):
 
     def forward(self, x):
         return self.last(relu(self.first(x)) - self.also(x))
+
+
+class WritesToSome(Net):
+    """Not to the first batch, at which one looks before sharing anything."""
+
+    def forward(self, x):
+        return super().forward(x if len(x) == 12 else x.mul_(1.5))
+
+
+class Clips(Net):
+    """In evaluations alone, so that training walks from where it stands."""
+
+    def forward(self, x):
+        if not torch.is_grad_enabled():
+            self.first.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+class ByKeyword(Net):
+    def forward(self, x):
+        return self.last(torch.relu_(self.norm(self.first(input=x))))
+
+
+class Folds(Net):
+    """Another shape of the same numbers, at every other call."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        rows = len(x)
+        x = x.view(rows // 2, 2, 40) if self.calls % 2 else x
+        return self.last(torch.relu(self.first(x).reshape(rows, 8)))
 
 
 @pytest.fixture
@@ -145,6 +178,32 @@ def test_any_other_layer_is_evaluated_as_it_is(model, options, products):
         assert losses[step] == pytest.approx(wanted, rel=2e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("model", [WritesToSome, Clips, ByKeyword, Folds])
+def test_what_a_model_does_on_the_way_is_done_at_every_point(model):
+    torch.manual_seed(0)
+    losses, twins = walk(model())
+    for step, wanted in enumerate(twins):
+        assert losses[step] == pytest.approx(wanted, rel=2e-6, abs=1e-7)
+
+
+def test_inputs_without_memory_of_their_own_are_evaluated_as_they_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    dense, targets = torch.randn(24, 40), torch.randint(3, (24,))
+
+    def loss_at_the_end(inputs):
+        data = list(zip(inputs, targets.split(12), strict=True))
+        with sgdwalk.watch(model, optimizer, cross_entropy, data, on_error="raise") as watched:
+            optimizer.zero_grad()
+            cross_entropy(model(dense), targets).backward()
+            optimizer.step()
+        return watched.run.steps["next_loss"].iloc[-1]
+
+    found = loss_at_the_end([part.to_sparse() for part in dense.split(12)])
+    assert found == pytest.approx(cross_entropy(model(dense), targets).item(), rel=2e-6)
+
+
 def test_a_layer_that_does_not_walk_is_evaluated_as_it_is(products):
     torch.manual_seed(0)
     model = Net()
@@ -177,7 +236,7 @@ def test_groups_of_batches_give_the_same_losses(monkeypatch):
     torch.manual_seed(0)
     model = Net()
     together, _ = walk(copy.deepcopy(model))
-    monkeypatch.setattr(segment, "GROUP_BYTES", 1)
+    monkeypatch.setattr(shared_layer, "GROUP_BYTES", 1)
     one_by_one, _ = walk(copy.deepcopy(model))
     assert (together == one_by_one).all()
 
@@ -231,3 +290,58 @@ def test_two_products_serve_all_points_of_a_sampled_unit(batchnorm, options, mos
             *(torch.tensor(run.segments[name].to_numpy()) for run in (shared, alone)), rtol=1e-11, atol=1e-14
         )
     assert shared.steps["examples_evaluated"].equals(alone.steps["examples_evaluated"])
+
+
+class WritesToFew(Net):
+    """To evaluation batches with a large number in them; the first has none."""
+
+    def forward(self, x):
+        if (x > 20).any():
+            x[:, 1] *= 2
+        return super().forward(x)
+
+
+def test_a_sampled_unit_that_the_model_writes_to_is_fresh_at_every_point(monkeypatch):
+    def certified():
+        torch.manual_seed(0)
+        model = WritesToFew()
+        inputs, targets = torch.randn(6_000, 40), torch.randint(3, (6_000,))
+        inputs[5::600, 0] = 30.0
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        watching = {"batch_size": 20, "method": "certified", "on_error": "raise"}
+        with sgdwalk.watch(model, optimizer, cross_entropy, (inputs, targets), **watching) as watched:
+            for step in range(3):
+                optimizer.zero_grad()
+                rows = slice(50 * step, 50 * step + 50)
+                cross_entropy(model(inputs[rows].clone()), targets[rows]).backward()
+                optimizer.step()
+        return watched.run.segments
+
+    shared = certified()
+    monkeypatch.setattr(passage, "find_shared_layer", lambda full_loss: None)
+    alone = certified()
+    assert (shared["kind"] == "estimated").any()
+    assert shared["loss"].to_numpy() == pytest.approx(alone["loss"].to_numpy(), rel=1e-6)
+
+
+class BFloat16(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).bfloat16()
+
+
+def test_outputs_of_low_precision_are_sampled():
+    torch.manual_seed(0)
+    model = BFloat16(nn.Linear(40, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    inputs, targets = torch.randn(6_000, 40), torch.randint(3, (6_000,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+    def loss_fn(output, target):
+        return cross_entropy(output.float(), target, reduction="sum"), len(target)
+
+    watching = {"batch_size": 20, "method": "certified", "tolerance": 0.5, "on_error": "raise"}
+    with sgdwalk.watch(model, optimizer, loss_fn, (inputs, targets), **watching) as watched:
+        for _ in range(2):
+            optimizer.zero_grad()
+            cross_entropy(model(inputs[:50]).float(), targets[:50]).backward()
+            optimizer.step()
+    assert (watched.run.segments["kind"] == "estimated").any()

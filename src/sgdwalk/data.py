@@ -315,9 +315,8 @@ def _is_tensors(data: Any) -> bool:
 
 def leaves(tree: Any) -> Iterator[Any]:
     """The leaves of nested tuples, lists and mappings, in order."""
-    if isinstance(
-        tree, (tuple, list)
-    ):  # before mappings, which take longer to tell: a batch is asked for at every step
+    # Tuples before mappings, which take longer to tell.
+    if isinstance(tree, (tuple, list)):
         for part in tree:
             if isinstance(part, Tensor):
                 yield part
@@ -334,13 +333,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same tree with ``function`` applied to each tensor."""
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, Mapping):
-        mapped = {key: map_tensors(function, value) for key, value in tree.items()}
-        return mapped if type(tree) is dict else _like(tree, mapped)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(function, part) for part in tree))
     if isinstance(tree, (tuple, list)):
         return type(tree)(map_tensors(function, part) for part in tree)
+    if isinstance(tree, Mapping):
+        mapped = {key: map_tensors(function, value) for key, value in tree.items()}
+        return mapped if type(tree) is dict else _like(tree, mapped)
     return tree
 
 

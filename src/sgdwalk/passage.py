@@ -17,7 +17,7 @@ from sgdwalk.outputs import OutputLoss, alike, floats, joined, lagrange, squared
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
 from sgdwalk.segment import grid
-from sgdwalk.shared_layer import find_shared_layer
+from sgdwalk.shared_layer import NotShared, SharedLayer, find_shared_layer
 from sgdwalk.units import LossAsOutput, Units
 
 KEPT_BYTES = 1 << 28
@@ -152,10 +152,10 @@ class Passage:
     def _sign(self, batches: list[int], starts: Floats, ends: Floats, signs: NDArray[np.float64]) -> None:
         """Put how far the outputs of each unit in some batches move; starts and ends are stacked over the batches."""
         if self.units.whole:
-            signs[batches] = squared_moves(starts, ends).cpu().numpy()
+            signs[batches] = squared_moves(starts, ends).double().cpu().numpy()
             return
         rows = [[tensor.flatten(0, 1) for tensor in side] for side in (starts, ends)]
-        moves = squared_moves(*rows).view(len(batches), -1).cpu().numpy().astype(np.float64)
+        moves = squared_moves(*rows).view(len(batches), -1).double().cpu().numpy()
         for index, of_batch in zip(batches, moves, strict=True):
             own = slice(self._first_unit[index], self._first_unit[index + 1])
             signs[own] = np.add.reduceat(of_batch, self.units.low[own])
@@ -207,23 +207,37 @@ class Passage:
     ) -> None:
         """Evaluate units at points of the grid; by groups, where the products of a first layer serve all points.
 
-        ``take`` gets the position of the first unit, the point, and the units' outputs and targets there.
+        ``take`` gets the position of the first unit, the point, and the units' outputs and targets there; what it gets
+        for them last counts.
         """
-        shared, alphas = self._shared, grid(self._num_points)
-        if shared is None or len(points) <= 2:
-            for k in points:
-                self._at(alphas[k])
-                take(0, k, self._evaluate(units))
-            return
+        alphas, before = grid(self._num_points), self.examples
+        if self._shared is not None and len(points) > 2:  # two products are what the layer's ends cost
+            try:
+                return self._with_shared_layer(self._shared, units, points, take)
+            except NotShared:
+                self._shared, self.examples = None, before
+        for k in points:
+            self._at(alphas[k])
+            take(0, k, self._evaluate(units))
+        return None
+
+    def _with_shared_layer(
+        self,
+        shared: SharedLayer,
+        units: NDArray[np.intp],
+        points: Sequence[int],
+        take: Callable[[int, int, list[tuple[Any, Any]]], None],
+    ) -> None:
+        assert isinstance(self.source, FullLoss)
+        low, alphas = 0, grid(self._num_points)
         with shared.installed(self._start, self._end):
-            low = 0
-            for group in shared.grouped(self.units.together(self.source, units)):  # pyright: ignore[reportArgumentType]
+            for group in shared.grouped(self.units.together(self.source, units)):
                 for k in points:
                     self._at(alphas[k])
                     outputs = []
                     for index, (batch, bounds) in enumerate(group):
-                        shared.at(alphas[k], index, batch[0])
-                        outputs += self.units.outputs(self.source, batch, bounds)  # pyright: ignore[reportArgumentType]
+                        shared.at(alphas[k], index, batch)
+                        outputs += self.units.outputs(self.source, batch, bounds)
                         self.examples += bounds[-1]
                     take(low, k, outputs)
                 shared.forget()

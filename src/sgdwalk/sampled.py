@@ -148,7 +148,7 @@ def _output(full_loss: FullLoss, unit: int, alpha: float, shared: SharedLayer | 
     """Output and target of one evaluation batch at the site's point, which is that of α."""
     batch = full_loss.prepared(unit)
     if shared is not None:
-        shared.at(alpha, unit, batch[0])
+        shared.at(alpha, unit, batch)
     return full_loss.forward(full_loss.site.module, batch)
 
 

@@ -260,7 +260,7 @@ class SampledPassage(Passage):
                 shares[positions, 1:-1] = self._loss.along(
                     [floats(first), floats(last)], weights, last, targets, size
                 ).T
-                signs[positions] = squared_moves(floats(first), floats(last)).cpu().numpy()
+                signs[positions] = squared_moves(floats(first), floats(last)).double().cpu().numpy()
         room = int(KEPT_BYTES // (2 * self._unit_bytes)) - len(self._known_ends)
         self._known_ends.update(list(zip(units.tolist(), zip(starts, ends, strict=True), strict=True))[: max(0, room)])
         return shares / self._count, signs

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums, as_sums, is_out_of_memory
 from sgdwalk.params import lerp_into
 from sgdwalk.records import NAN, SegmentPoint
-from sgdwalk.shared_layer import GROUP_BYTES, SharedLayer, find_shared_layer
+from sgdwalk.shared_layer import NotShared, SharedLayer, find_shared_layer
 
 
 def grid(num_points: int) -> list[float]:
@@ -42,7 +43,8 @@ def losses_at(
     try:
         shared = find_shared_layer(full_loss)
         if shared is not None:
-            return _with_shared_layer(full_loss, start, end, alphas, shared)
+            with contextlib.suppress(NotShared):
+                return _with_shared_layer(full_loss, start, end, alphas, shared)
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):  # where memory lacks, batches are cut below
             raise
@@ -58,28 +60,17 @@ def _with_shared_layer(
 ) -> list[LossSums]:
     """The same, batch group by batch group, so that a group's inputs and first outputs serve all points."""
     pairs: list[list[Any]] = [[] for _ in alphas]
+    batches = ((full_loss.prepared(index), index) for index in range(len(full_loss.data)))
     with shared.installed(start, end):
-        for group in _groups(full_loss, shared.layer.out_features):
-            batches = {index: full_loss.prepared(index) for index in group}
+        for group in shared.grouped(batches):
             for alpha, found in zip(alphas, pairs, strict=True):
                 lerp_into(full_loss.site.targets, start, end, alpha)
-                for index, batch in batches.items():
-                    shared.at(alpha, index, batch[0])
+                for batch, index in group:
+                    shared.at(alpha, index, batch)
                     output, target = full_loss.forward(full_loss.site.module, batch)
                     found.append(full_loss.sum_and_count(output, target, full_loss.data.sizes[index]))
             shared.forget()
     return [as_sums(found) for found in pairs]
-
-
-def _groups(full_loss: FullLoss, out_features: int) -> Iterator[range]:
-    """Runs of evaluation batches whose inputs and first outputs at both ends fit into the memory set aside."""
-    inputs = full_loss.data[0][0]
-    rows = len(inputs) if inputs.dim() else 1
-    itemsize = full_loss.site.leaves[0].element_size()
-    per_example = inputs.numel() // max(rows, 1) * inputs.element_size() + 2 * out_features * itemsize
-    length = max(1, GROUP_BYTES // max(1, per_example * max(full_loss.data.sizes)))
-    for low in range(0, len(full_loss.data), length):
-        yield range(low, min(low + length, len(full_loss.data)))
 
 
 def loss_noise(

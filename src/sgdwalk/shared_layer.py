@@ -1,8 +1,9 @@
 """The work that all points of a segment have in common: a first linear layer's output is linear in α.
 
 Where a ``nn.Linear`` is called on the evaluation batch itself, W(α) x + b(α) = (1 - α) (W₀ x + b₀) + α (W₁ x + b₁): two
-products serve all points. For an MLP that is most of its work. Every call is checked: another input, or the batch after
-the model wrote to it, goes through the layer as it stands.
+products serve all points. For an MLP that is most of its work. Every call is checked: another input, the batch after
+the model wrote to it, and a layer whose weights the model changed go through the layer as it stands. What is written
+past torch, through ``.data``, is not seen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ GROUP_BYTES = 8 << 20
 """Outputs kept at a time, with the inputs that they belong to."""
 
 
+class NotShared(Exception):
+    """A batch cannot serve all points: it is no (input, target) pair, or the model wrote to its input on the way."""
+
+
 class SharedLayer:
     """A first linear layer of the private copy, whose outputs at both ends of a segment are kept batch by batch.
 
@@ -39,7 +44,8 @@ class SharedLayer:
         self._alpha = 0.0
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._index = -1
-        self._expected: tuple[Tensor, int] | None = None
+        self._named: dict[int, tuple[Tensor, int]] = {}
+        self._versions: list[int] = []
 
     @contextlib.contextmanager
     def installed(self, start: Sequence[Tensor], end: Sequence[Tensor]) -> Iterator[None]:
@@ -50,37 +56,57 @@ class SharedLayer:
             yield
         finally:
             del self.layer.__dict__["forward"]
-            self._ends, self._kept, self._expected = ((), ()), {}, None
+            self._ends, self._index = ((), ()), -1
+            self.forget()
 
     def forget(self) -> None:
         """Let go of the outputs of the batches so far."""
-        self._kept = {}
+        self._kept, self._named = {}, {}
 
     def grouped(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
         """Runs of batches, each with whatever goes with it, that fit with their outputs into the memory set aside."""
         group: list[tuple[Any, Any]] = []
-        free = GROUP_BYTES
+        used = 0
         for each in batches:
-            inputs = each[0][0]
-            numbers = inputs.numel() + 2 * self.layer.out_features * (inputs.numel() // self.layer.in_features)
-            free -= numbers * inputs.element_size()
-            if group and free < 0:
+            inputs = input_of(each[0])
+            if inputs is None:
+                raise NotShared
+            outputs = 2 * self.layer.out_features * (inputs.numel() // self.layer.in_features)
+            size = (inputs.numel() + outputs) * inputs.element_size()
+            if group and used + size > GROUP_BYTES:
                 yield group
-                group, free = [], GROUP_BYTES - numbers * inputs.element_size()
+                group, used = [], 0
             group.append(each)
+            used += size
         if group:
             yield group
 
-    def at(self, alpha: float, index: int, inputs: Tensor) -> None:
-        """The next evaluation is of this batch at this α."""
-        self._alpha, self._index, self._expected = alpha, index, (inputs, inputs._version)
+    def at(self, alpha: float, index: int, batch: Any) -> None:
+        """The next evaluation is of this batch at this α, where the site stands.
 
-    def _forward(self, inputs: Tensor) -> Tensor:
-        if not self._is_batch(inputs):
-            return linear(inputs, self.layer.weight, self.layer.bias)
-        if self._index not in self._kept:
-            self._kept[self._index] = self._at_end(0, inputs), self._at_end(1, inputs)
-        first, last = self._kept[self._index]
+        Raises:
+            NotShared: where the same batch was written to since it was named first, or is no pair.
+        """
+        inputs = input_of(batch)
+        if inputs is None:
+            raise NotShared
+        named, version = self._named.get(index, (None, -1))
+        if named is not inputs:
+            self._named[index] = (inputs, inputs._version)
+        elif inputs._version != version:
+            raise NotShared
+        self._alpha, self._index, self._versions = alpha, index, self._present_versions()
+
+    def _present_versions(self) -> list[int]:
+        return [parameter._version for parameter in (self.layer.weight, self.layer.bias) if parameter is not None]
+
+    def _forward(self, input: Tensor) -> Tensor:  # nn.Linear's name, by which it may be called
+        if not self._is_batch(input) or self._present_versions() != self._versions:
+            return linear(input, self.layer.weight, self.layer.bias)
+        kept = self._kept.get(self._index)
+        if kept is None or kept[0].shape[:-1] != input.shape[:-1]:
+            kept = self._kept[self._index] = self._at_end(0, input), self._at_end(1, input)
+        first, last = kept
         if self._alpha in (0.0, 1.0):
             return (last if self._alpha else first).clone()  # the model may write to it
         return torch.lerp(first, last, self._alpha)
@@ -92,17 +118,31 @@ class SharedLayer:
 
     def _is_batch(self, inputs: Tensor) -> bool:
         """Whether these are the named batch's own numbers, in any shape."""
-        if self._expected is None:
+        if self._index not in self._named:
             return False
-        batch, version = self._expected
+        batch, version = self._named[self._index]
         return (
-            inputs.data_ptr() == batch.data_ptr()
-            and inputs.numel() == batch.numel()
-            and inputs.dtype == batch.dtype
+            _same_memory(inputs, batch)
             and inputs.is_contiguous()
             and batch.is_contiguous()
             and batch._version == version
         )
+
+
+def input_of(batch: Any) -> Tensor | None:
+    """The input of an (input, target) pair where it is a dense tensor."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    return batch[0] if pair and isinstance(batch[0], Tensor) and batch[0].layout == torch.strided else None
+
+
+def _same_memory(one: Any, other: Tensor) -> bool:
+    return (
+        isinstance(one, Tensor)
+        and one.layout == torch.strided
+        and one.data_ptr() == other.data_ptr()
+        and one.numel() == other.numel()
+        and one.dtype == other.dtype
+    )
 
 
 def find_shared_layer(full_loss: FullLoss) -> SharedLayer | None:
@@ -116,23 +156,22 @@ def find_shared_layer(full_loss: FullLoss) -> SharedLayer | None:
         return None
     candidates = _candidates(site)
     batch = full_loss.prepared(0) if candidates else None
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+    inputs = input_of(batch)
+    if inputs is None:
         return None
     calls: list[tuple[nn.Linear, bool]] = []
-    version = batch[0]._version
+    version = inputs._version
 
-    def note(layer: nn.Linear, arguments: tuple[Any, ...]) -> None:
-        (inputs,) = arguments
-        own = inputs.data_ptr() == batch[0].data_ptr() and inputs.numel() == batch[0].numel()
-        calls.append((layer, own and inputs.dtype == batch[0].dtype))
+    def note(layer: nn.Linear, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append((layer, _same_memory(arguments[0] if arguments else keywords.get("input"), inputs)))
 
-    handles = [layer.register_forward_pre_hook(note) for layer in candidates]
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in candidates]
     try:
         full_loss.forward(site.module, batch)
     finally:
         for handle in handles:
             handle.remove()
-    if batch[0]._version != version:  # a model that writes to its input needs a fresh one at every point
+    if inputs._version != version:  # a model that writes to its input needs a fresh one at every point
         return None
     for layer, (weight, bias) in candidates.items():
         if [own for called, own in calls if called is layer] == [True]:

@@ -78,13 +78,13 @@ class Units:
         most, data = max(source.data.sizes), source.data
         position = 0
         while position < len(wanted):
-            ends = sizes[wanted[position:]].cumsum()
-            part = wanted[position : position + max(1, int(np.searchsorted(ends, most, side="right")))]
+            stops = sizes[wanted[position:]].cumsum()
+            part = wanted[position : position + max(1, int(np.searchsorted(stops, most, side="right")))]
             rows = [data.rows(int(self.batch[u]), int(self.low[u]), int(self.high[u])) for u in part]
             # Batches that are padded to different widths do not go together.
             alike = [_shapes(each) == _shapes(rows[0]) for each in rows]
             number = alike.index(False) if False in alike else len(rows)
-            yield source.as_input(joined(rows[:number], torch.cat)), [0, *ends[:number].tolist()]
+            yield source.as_input(joined(rows[:number], torch.cat)), [0, *stops[:number].tolist()]
             position += number
 
     def outputs(self, source: FullLoss, batch: Any, bounds: list[int]) -> list[tuple[Any, Any]]:

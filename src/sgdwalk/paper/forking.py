@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import signal
@@ -128,6 +129,7 @@ def serve(descriptor: int) -> None:
     from sgdwalk.paper import worker  # torch, which takes a while
 
     preload()
+    gc.collect()  # once for all trainings, which let their collector begin with what is left
     answers = os.fdopen(descriptor, "w")
     alive, here = os.pipe()  # nothing is written: it ends with this process, by which a training knows
     for line in sys.stdin:

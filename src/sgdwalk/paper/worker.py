@@ -54,7 +54,7 @@ def main(asked: dict[str, Any], *parents: int) -> int:
     with StopOnSignal() as stop:
         try:
             data = examples(asked)
-            gc.freeze()  # modules are no garbage; looking through all of them takes a tenth of a small net's training
+            gc.freeze()  # modules are no garbage, and looking through them again and again takes time
             finished = train(
                 experiment,
                 data,
