@@ -9,8 +9,8 @@ Every side finds the eigenvalue of largest magnitude at each of the stored itera
 from its own last one. sgdwalk runs in this process, as it does in a walk; each peer in a process of its own environment
 (``spectral_norm_peers.py PEER --serve``), given as its name, its Python and a setting as JSON. The floor is what an
 oracle would pay that knew the eigenvector and had only to tell its eigenvalue: the gradients and one product. With
-``--drop``, a side that is more than 1 % off is asked no more: it has not managed what is asked of it, and a large net
-takes minutes for each answer. What has no reference yet is measured all the same.
+``--drop``, a side but the first that is more than 1 % off is asked no more: it has not managed what is asked of it, and
+a large net takes minutes for each answer. What has no reference yet is measured all the same.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def summary(raw: dict[str, list[Answer]], floors: list[float]) -> list[dict[str,
     rows = []
     for name, answers in raw.items():
         seconds = [answer["seconds"] for answer in answers]
+        others = [answer["products"] for answer in answers[1:]]
         judged = [answer["error"] for answer in answers if "error" in answer]
         errors = [math.inf if error is None else error for error in judged]
         rows.append(
@@ -135,12 +136,12 @@ def summary(raw: dict[str, list[Answer]], floors: list[float]) -> list[dict[str,
                 "side": name,
                 "iterates": len(answers),
                 "products, first iterate": answers[0]["products"],
-                "products, others (mean)": statistics.mean(answer["products"] for answer in answers[1:] or answers),
+                "products, others (mean)": statistics.mean(others) if others else None,
                 "time over the first side's (median)": common.ratio(seconds, ours[: len(seconds)])["median"],
                 "time over the floor (median)": statistics.median(seconds) / statistics.median(floors),
                 "iterates with a reference": len(judged),
                 "largest error, %": 100 * max(errors, default=math.nan),
-                "all within 1 %": not failed(answers) and len(judged) == len(answers),
+                "all within 1 %": not failed(answers) and len(judged) == len(ours),
             }
         )
     return rows

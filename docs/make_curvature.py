@@ -16,7 +16,7 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: made by docs/make_curvature.py -->", "<!-- end of measured -->"
 NETS = {"mlp": "MLP on MNIST, 5,000 examples", "vgg11": "VGG-11 on CIFAR-10, 1,000 examples"}
 MODES = {"eval": "BatchNorm with running statistics", "train": "BatchNorm in train mode"}
-COLUMNS = ("side", "iterates", "products: first", "others", "time / sgdwalk", "time / floor", "largest error")
+COLUMNS = ("side", "iterates", "products: first", "others", "time / sgdwalk", "largest error")
 
 
 def lines() -> Iterator[str]:
@@ -27,9 +27,11 @@ def lines() -> Iterator[str]:
             stored = json.loads(path.read_text("utf-8"))
             settings, where = stored["settings"], stored["surroundings"]
             yield ""
+            commit = where["commit"][:12] + (" with changes" if where["dirty"] else "")
+            threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
             yield (
                 f"**{called}, {settings['algorithm'].upper()}, {MODES[settings['batchnorm']]}** "
-                f"({where['processor']}, {settings['threads']} thread, torch {where['versions']['torch']}, "
+                f"({where['processor']}, {threads}, torch {where['versions']['torch']}, commit {commit}, "
                 f"[{path.name}](../benchmarks/results/{path.name}))"
             )
             yield ""
@@ -43,15 +45,15 @@ def lines() -> Iterator[str]:
 
 def cells(row: dict[str, Any], iterates: int) -> Iterator[str]:
     """One side's."""
+    others, error = row["products, others (mean)"], row["largest error, %"]
     yield side(row["side"])
     yield str(iterates)
     yield str(row["products, first iterate"])
-    yield f"{row['products, others (mean)']:.1f}"
-    ratio = row["time over the first side's (median)"]
-    yield f"{ratio:.2f}"
-    yield f"{row['time over the floor (median)']:.1f}"
-    error = row["largest error, %"]
-    yield f"{error:.2g} %" if error < 10 else f"{error:.0f} %"
+    yield "–" if others is None else f"{others:.1f}"
+    yield "{:.2f}".format(row["time over the first side's (median)"])
+    judged = row.get("iterates with a reference", iterates)
+    beside = "" if judged == iterates else f" at {judged}"
+    yield (f"{error:.2g} %" if error < 10 else f"{error:.0f} %") + beside if judged else "unknown"
 
 
 def side(name: str) -> str:
