@@ -6,12 +6,12 @@ Equal nets train on the same mini-batches in turns of ``--steps`` updates: unwat
 with the fused loops that numba compiles, and so with the gauge besides. Random inputs of MNIST's shape serve
 where no data are named: no number here depends on the pixels.
 
-``hooks alone``: a walk whose columns are made up, without a look at any vector. ``memory floor``: a bare training whose
-updates come with what the columns cannot do without, compiled to one pass each and with no walk around it: θ_t is
-compared with its copy before the update (2 vectors are read), g_t is multiplied by and kept in place of g_{t-1} (2 read,
-1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1 written). ``least traffic``: the same for a tool that
-trusts the loop: θ_t is as the last update left it, and nothing writes to g_{t-1}, which is kept without a copy (5 read,
-1 written).
+``hooks alone``: a walk whose columns are made up, without a look at any vector. ``memory floor``: a bare training
+whose updates come with what the columns cannot do without, compiled to one pass each and with no walk around it: θ_t
+is compared with its copy before the update (2 vectors are read), g_t is multiplied by and kept in place of g_{t-1} (2
+read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1 written). ``least traffic``: the same for a
+tool that trusts the loop: θ_t is as the last update left it, and nothing writes to g_{t-1}, which is kept without a
+copy (5 read, 1 written).
 """
 
 from __future__ import annotations
