@@ -345,3 +345,24 @@ def test_outputs_of_low_precision_are_sampled():
             cross_entropy(model(inputs[:50]).float(), targets[:50]).backward()
             optimizer.step()
     assert (watched.run.segments["kind"] == "estimated").any()
+
+
+class TensorOrTuple(Net):
+    def forward(self, x):
+        return super().forward(x[0] if isinstance(x, tuple) else x)
+
+
+@pytest.mark.parametrize("method", ["exact", "certified", "sampled"])
+def test_batches_whose_inputs_are_of_two_kinds_are_evaluated_as_they_are(method):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(1_200, 40), torch.randint(3, (1_200,))
+    parts = inputs.split(20)
+    data = list(zip([parts[0], *((part,) for part in parts[1:])], targets.split(20), strict=True))
+    model = TensorOrTuple()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with sgdwalk.watch(model, optimizer, cross_entropy, data, method=method, on_error="raise") as watched:
+        for _ in range(3):
+            optimizer.zero_grad()
+            cross_entropy(model(inputs[:50]), targets[:50]).backward()
+            optimizer.step()
+    assert len(watched.run.steps) == 3

@@ -17,7 +17,7 @@ from sgdwalk.objective import FullLoss, as_sums
 from sgdwalk.outputs import all_finite, lagrange, unmoved_kept
 from sgdwalk.params import lerp_into
 from sgdwalk.sampling import NUM_UNITS, sampled_segment
-from sgdwalk.shared_layer import SharedLayer, find_shared_layer
+from sgdwalk.shared_layer import NotShared, SharedLayer, find_shared_layer
 
 SAMPLE_ONE_IN = 7
 """A sampled walk looks at one step of so many, ..."""
@@ -110,9 +110,22 @@ def unit_losses(
     Returns:
         Losses, one list of ``num_points + 1`` for each unit, and the counts.
     """
+    try:
+        return _unit_losses(full_loss, start, end, units, num_points, find_shared_layer(full_loss))
+    except NotShared:
+        return _unit_losses(full_loss, start, end, units, num_points, None)
+
+
+def _unit_losses(
+    full_loss: FullLoss,
+    start: Sequence[Tensor],
+    end: Sequence[Tensor],
+    units: Sequence[int],
+    num_points: int,
+    shared: SharedLayer | None,
+) -> tuple[list[list[float]], list[float]]:
     alphas = [k / num_points for k in range(num_points + 1)]
     weights = lagrange([node * num_points for node in NODES], num_points).tolist()
-    shared = find_shared_layer(full_loss)
     losses: list[list[float]] = []
     counts: list[float] = []
     with contextlib.nullcontext() if shared is None else shared.installed(start, end):
