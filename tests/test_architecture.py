@@ -42,6 +42,7 @@ LAYERS = [
     {"measuring", "hooks"},
     {"stability", "isotropic"},
     {"curvature", "sharpness", "spectrum", "sampled"},
+    {"spectral_walk"},
     {"journal", "calibration", "arguments"},
     {"walk"},
     {"watching"},

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sgdwalk import analysis, figures, valley
     from sgdwalk.alignment import noise_alignment, power_law, principal_angles
     from sgdwalk.checkpoints import Checkpoints
-    from sgdwalk.curvature import SpectralNorm, eigenpairs, gauss_newton, hessian, preconditioned, spectral_norm
+    from sgdwalk.curvature import eigenpairs, gauss_newton, hessian, preconditioned, spectral_norm
     from sgdwalk.data import subset
     from sgdwalk.errors import CheckpointError, InputError, ResumeError, RunFolderError, SgdwalkError
     from sgdwalk.isolation import is_measuring
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sgdwalk.run import Run, open_run
     from sgdwalk.sampled import SampledSegments
     from sgdwalk.sharpness import BatchSharpness, batch_sharpness
+    from sgdwalk.spectral_walk import SpectralNorm
     from sgdwalk.spectrum import spectral_density, trace
     from sgdwalk.stability import stability_threshold
     from sgdwalk.standing import LossOptions
@@ -47,7 +48,7 @@ _HOME = {
     "RunFolderError": "errors",
     "SampledSegments": "sampled",
     "SgdwalkError": "errors",
-    "SpectralNorm": "curvature",
+    "SpectralNorm": "spectral_walk",
     "Undefined": "measures",
     "Walk": "walk",
     "When": "when",
