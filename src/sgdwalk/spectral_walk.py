@@ -27,6 +27,10 @@ RIVAL = 0.7
 JUMP = 0.3
 """Relative change of a value since the last search beyond which a look is taken out of turn."""
 
+NEAR = 0.9
+"""Cosine between the eigenvectors of two searches from which the next one follows the last. Below it the last vector
+saves hardly more than it does with an equal random part, which is not blind."""
+
 
 class SpectralNorm:
     """The spectral norm along a walk, as a measure: ``watch(..., measures={"spectral_norm": SpectralNorm()})``.
@@ -34,7 +38,8 @@ class SpectralNorm:
     Each time it starts from the eigenvector that it found the time before in this walk (each walk, and each name in a
     walk, has its own memory), which would follow that one even when another eigenvalue has overtaken it. So the next
     one is kept in sight where it comes near, and every fourth time, and whenever the value has jumped, a random vector
-    joins and the next two are looked for as well.
+    joins and the next two are looked for as well. Where updates are so large that the eigenvector has turned by 25
+    degrees since the time before, each search starts from it and an equal random part.
 
     Fills ``spectral_norm`` (undefined, with the reason, where it has not converged) and
 
@@ -112,6 +117,7 @@ class SpectralNorm:
         self._value = math.nan
         self._searches = 0
         self._rival = False
+        self._near = True
 
     def for_walk(self, here: Here) -> SpectralNorm:
         """One with these settings and a memory of its own; InputError for parameters that the model does not have."""
@@ -144,11 +150,9 @@ class SpectralNorm:
         }
 
     def _search(self, matrix: Operator, draw: torch.Generator) -> Eigenpairs:
-        """From where the last search ended; now and then, and where the value has jumped, with a look at all else."""
+        """From where the last search ended; now and then, and where the value asks for it, with a look at all else."""
 
-        def search(start: Tensor | None, spent: int = 0, *, look: bool) -> Eigenpairs:
-            if start is not None and look:
-                start = torch.cat([start, _random_unit(matrix, draw)[None]])
+        def search(start: Tensor | None, spent: int = 0, *, watched: int, cautious: bool = False) -> Eigenpairs:
             found = extreme_eigenpairs(
                 matrix.__matmul__,
                 matrix.size,
@@ -156,8 +160,8 @@ class SpectralNorm:
                 tolerance=self.tolerance,
                 max_products=self.max_products - spent,
                 start=start,
-                cautious=start is None,
-                watched=WATCHED if look else 0,
+                cautious=cautious,
+                watched=watched,
                 num_kept=1,
                 generator=draw,
                 dtype=matrix.dtype,
@@ -168,15 +172,29 @@ class SpectralNorm:
         self._searches += 1
         start = self._start
         if start is None or start.shape[1] != matrix.size:
-            return search(None, look=True)
+            return search(None, watched=WATCHED, cautious=True)
         start = start.to(device=matrix.device, dtype=matrix.dtype)
+        top, random = normalize(start[:1], dim=1), _random_unit(matrix, draw)
         look = self.look_every is not None and (self._searches - 1) % self.look_every == 0
-        alone = self.look_every is None or not (look or self._rival)
-        pairs = search(start[:1] if alone else start, look=look)
-        jumped = abs(float(pairs.values[0]) - self._value) > JUMP * abs(self._value)
-        if look or (pairs.converged[0] and not jumped) or pairs.num_products == self.max_products:
-            return pairs
-        return search(pairs.start, pairs.num_products, look=True)
+        turned = not self._near and self.look_every is not None
+        if turned:  # one vector with something of everything in it, as in a search from nothing
+            pairs = search(top + random, watched=WATCHED if look else 0, cautious=True)
+        elif look:
+            pairs = search(torch.cat([start, random]), watched=WATCHED)
+        else:
+            alone = self.look_every is None or not self._rival
+            pairs = search(start[:1] if alone else start, watched=0)
+        doubtful = not pairs.converged[0] or self._jumped(float(pairs.values[0]), fell_only=turned)
+        if not look and doubtful and pairs.num_products < self.max_products:
+            pairs = search(torch.cat([pairs.start, _random_unit(matrix, draw)]), pairs.num_products, watched=WATCHED)
+        if pairs.converged[0]:
+            self._near = abs(float(top[0] @ pairs.vectors[0])) >= NEAR
+        return pairs
+
+    def _jumped(self, value: float, *, fell_only: bool) -> bool:
+        """Whether a value is too far from the last to be believed; a rise may be, as no search finds too much."""
+        change = (value - self._value) * math.copysign(1.0, self._value)
+        return not -JUMP * abs(self._value) <= change <= (math.inf if fell_only else JUMP * abs(self._value))
 
     def _threshold(self, stability: Any) -> tuple[float | None, str]:
         if self.parameters is not None:
@@ -190,13 +208,21 @@ class SpectralNorm:
     def state_dict(self) -> dict[str, Any]:
         """Where the next search starts, for a walk that is saved and resumed."""
         start = None if self._start is None else self._start.clone()
-        return {"start": start, "value": self._value, "searches": self._searches, "rival": self._rival}
+        return {
+            "start": start,
+            "value": self._value,
+            "searches": self._searches,
+            "rival": self._rival,
+            "near": self._near,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._start = None if state["start"] is None else state["start"].clone()
-        self._value, self._searches, self._rival = state["value"], state["searches"], state["rival"]
+        self._value, self._searches = state["value"], state["searches"]
+        self._rival, self._near = state["rival"], state["near"]
 
 
 def _random_unit(matrix: Operator, draw: torch.Generator) -> Tensor:
-    vector = torch.randn(matrix.size, generator=draw, dtype=torch.float64)
-    return normalize(vector, dim=0).to(device=matrix.device, dtype=matrix.dtype)
+    """A random direction.  # (1, d)"""
+    vector = torch.randn(1, matrix.size, generator=draw, dtype=torch.float64)
+    return normalize(vector, dim=1).to(device=matrix.device, dtype=matrix.dtype)
