@@ -56,6 +56,15 @@ def test_the_top_one_is_found_however_far_it_turns(turns, look_every):
         assert steps["norm_num_products"][1:].eq(1).all()
 
 
+@pytest.mark.parametrize("look_every", [4, 100])
+def test_two_that_swap_places_at_each_step_are_both_kept_in_sight(look_every):
+    """The top vector turns by a right angle each time, within the plane of the two."""
+    one, other = [3.0, 2.8] * 10, [2.8, 3.0] * 10
+    tail = [[value] * 20 for value in np.linspace(1.5, 0.3, 12).tolist()]
+    steps = norms(Turning(one, other, *tail, turns=False, size=2000), look_every=look_every)
+    np.testing.assert_allclose(steps["norm"], 3.01, rtol=2e-3)
+
+
 def test_what_rises_behind_eigenvectors_that_turn_is_no_surprise():
     """Searches with a random part find a newcomer by themselves, however the values move."""
     falling, rising = np.linspace(3.0, 2.2, 16), np.linspace(1.8, 2.8, 16)

@@ -28,8 +28,8 @@ JUMP = 0.3
 """Relative change of a value since the last search beyond which a look is taken out of turn."""
 
 NEAR = 0.9
-"""Cosine between the eigenvectors of two searches from which the next one follows the last. Below it the last vector
-saves hardly more than it does with an equal random part, which is not blind."""
+"""Cosine between the eigenvectors of two searches from which the next one follows the last. Below it, and with no rival
+in sight in whose plane the vector may have turned, the last one is half of a start at most."""
 
 
 class SpectralNorm:
@@ -39,7 +39,7 @@ class SpectralNorm:
     walk, has its own memory), which would follow that one even when another eigenvalue has overtaken it. So the next
     one is kept in sight where it comes near, and every fourth time, and whenever the value has jumped, a random vector
     joins and the next two are looked for as well. Where updates are so large that the eigenvector has turned by 25
-    degrees since the time before, each search starts from it and an equal random part.
+    degrees since the time before, with no other near it, the search starts from it and an equal random part.
 
     Fills ``spectral_norm`` (undefined, with the reason, where it has not converged) and
 
@@ -174,13 +174,13 @@ class SpectralNorm:
         if start is None or start.shape[1] != matrix.size:
             return search(None, watched=WATCHED, cautious=True)
         start = start.to(device=matrix.device, dtype=matrix.dtype)
-        top, random = normalize(start[:1], dim=1), _random_unit(matrix, draw)
+        top = normalize(start[:1], dim=1)
         look = self.look_every is not None and (self._searches - 1) % self.look_every == 0
-        turned = not self._near and self.look_every is not None
-        if turned:  # one vector with something of everything in it, as in a search from nothing
-            pairs = search(top + random, watched=WATCHED if look else 0, cautious=True)
+        turned = not self._near and not self._rival and self.look_every is not None
+        if turned:  # one vector with something of everything in it
+            pairs = search(top + _random_unit(matrix, draw), watched=WATCHED if look else 0, cautious=True)
         elif look:
-            pairs = search(torch.cat([start, random]), watched=WATCHED)
+            pairs = search(torch.cat([start, _random_unit(matrix, draw)]), watched=WATCHED)
         else:
             alone = self.look_every is None or not self._rival
             pairs = search(start[:1] if alone else start, watched=0)
@@ -193,8 +193,9 @@ class SpectralNorm:
 
     def _jumped(self, value: float, *, fell_only: bool) -> bool:
         """Whether a value is too far from the last to be believed; a rise may be, as no search finds too much."""
-        change = (value - self._value) * math.copysign(1.0, self._value)
-        return not -JUMP * abs(self._value) <= change <= (math.inf if fell_only else JUMP * abs(self._value))
+        sign = 1.0 if self.which == "largest" else math.copysign(1.0, self._value)
+        rise, most = sign * (value - self._value), JUMP * abs(self._value)
+        return not -most <= rise <= (math.inf if fell_only else most)
 
     def _threshold(self, stability: Any) -> tuple[float | None, str]:
         if self.parameters is not None:
