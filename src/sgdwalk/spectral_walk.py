@@ -28,8 +28,8 @@ JUMP = 0.3
 """Relative change of a value since the last search beyond which a look is taken out of turn."""
 
 NEAR = 0.9
-"""Cosine between the eigenvectors of two searches from which the next one follows the last. Below it, and with no rival
-in sight in whose plane the vector may have turned, the last one is half of a start at most."""
+"""Cosine between the eigenvectors of two searches from which the next one follows the last. Below it the next start has
+an equal random part, unless a rival is in sight: the vector may have turned within their plane."""
 
 
 class SpectralNorm:
