@@ -14,7 +14,7 @@ SOURCE = Path(sgdwalk.__file__).parent
 LAYERS = [
     {"errors", "records", "text"},
     {"when", "valley", "provenance", "lock", "norm_growth", "multilevel"},
-    {"rows", "three_levels"},
+    {"rows", "three_levels", "schedules"},
     {"store"},
     {"run"},
     {"sampling", "columns"},

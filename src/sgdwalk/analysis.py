@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sgdwalk.columns import SEGMENT_COLUMNS, UPDATE_COLUMNS, measure_columns
+from sgdwalk.columns import SEGMENT_COLUMNS, UPDATE_COLUMNS, looked_at, measure_columns
 from sgdwalk.errors import InputError
 from sgdwalk.run import UNDECIDED
 from sgdwalk.sampling import mean_of_consecutive, mean_of_steps, updates_stood_for
@@ -26,6 +26,8 @@ _USUAL_REASONS = {"barrier_significant": "the noise of the loss was not measured
 _COUNTS = (
     "num_updates",
     "num_watched",
+    "num_looked_at",
+    "distance_after",
     "num_barriers",
     "num_significant_barriers",
     "undefined_heights",
@@ -40,6 +42,7 @@ def derived(run: Run) -> pd.DataFrame:
     """Columns that follow from those of ``run.steps``, with the same index.
 
     - ``watched``: the losses along the segment were measured;
+    - ``looked_at``: cosine, distance and norms were computed;
     - ``interior_floor``: the floor lies between the iterates, 0 < floor_alpha < 1 (NA where undefined);
     - ``critical_ratio``: critical step / taken step = 2 α*, below 1 where the loss rises;
     - ``update_ratio``: ‖θ_{t+1} - θ_t‖ / ‖θ_t‖;
@@ -59,6 +62,7 @@ def derived(run: Run) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "watched": steps.index.isin(run.segments["step"].unique()),
+            "looked_at": looked_at(steps),
             "interior_floor": interior,
             "critical_ratio": 2 * steps["alpha_star"],
             "update_ratio": steps["update_norm"] / steps["param_norm"].where(steps["param_norm"] > 0),
@@ -179,11 +183,12 @@ def _sampled(steps: pd.DataFrame, name: str) -> dict[str, Any]:
 def gauge_epochs(run: Run) -> pd.DataFrame:
     """One row an epoch of a walk with a gauge: the mean slope at the ends of its updates, with a 95 % interval.
 
-    Columns: ``num_updates``, ``mean_gauge`` with ``gauge_low`` and ``gauge_high`` (nats per example; positive: updates
-    go past the floor of their segment on average), ``positive_share``, ``undefined``. Index ``epoch``. A single gauge
-    is one mini-batch's word: its mean is the mean slope, but the share of positive ones lies nearer to one half than
-    the share of bounces. The interval is that of the means of √n runs of consecutive updates (batch means), as
-    neighbours are not independent; NaN with fewer than 9.
+    Columns: ``num_updates``, ``num_gauged`` (those with a gauge), ``mean_gauge`` with ``gauge_low`` and ``gauge_high``
+    (nats per example; positive: updates go past the floor of their segment on average), ``positive_share``,
+    ``undefined``. Index ``epoch``. A single gauge is one mini-batch's word: its mean is the mean slope, but the share
+    of positive ones lies nearer to one half than the share of bounces. The interval is that of the means of √n runs of
+    consecutive ones of the n that are known (batch means), as neighbours are not independent; NaN with fewer than 9.
+    Both are of the updates with a gauge: they stand for all where those were drawn fairly, as by ``columns=one_in(k)``.
 
     Raises:
         InputError: the run has no gauge.
@@ -191,7 +196,7 @@ def gauge_epochs(run: Run) -> pd.DataFrame:
     Source: d·∇L is the directional derivative along the update; "A Walk with SGD", section 3, for what a bounce is.
     """
     if "gauge" not in run.steps:
-        raise InputError("The run has no column gauge: pass gauge=True to watch().")
+        raise InputError("The run has no column gauge: pass gauge=True to watch(), and columns that are kept.")
     groups = run.steps.groupby("epoch", dropna=False, sort=True)
     return _by_epoch({epoch: _gauged(steps) for epoch, steps in groups})
 
@@ -206,11 +211,12 @@ def _gauged(steps: pd.DataFrame) -> dict[str, Any]:
     mean = mean_of_consecutive(known)
     return {
         "num_updates": len(steps),
+        "num_gauged": len(known),
         "mean_gauge": mean.value,
         "gauge_low": mean.low,
         "gauge_high": mean.high,
         "positive_share": float((known > 0).mean()) if len(known) else math.nan,
-        "undefined": len(steps) - len(known),
+        "undefined": int((steps["gauge"].isna() & looked_at(steps)).sum()),
     }
 
 
@@ -223,11 +229,13 @@ def _by_epoch(rows: dict[Any, dict[str, Any]]) -> pd.DataFrame:
 def compare(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a run, index ``run`` (its name): the whole run in the words of :func:`by_epoch`.
 
-    Columns: ``num_updates``, ``num_watched``, ``mean_height`` (nats per example), ``num_barriers``,
+    Columns: ``num_updates``, ``num_watched`` and ``num_looked_at`` (with cosine, distance and norms: all of them unless
+    ``columns`` of :func:`sgdwalk.watch` says otherwise), ``mean_height`` (nats per example), ``num_barriers``,
     ``num_significant_barriers`` (above twice the loss noise), ``interior_floor_share``, ``over_edge_share`` (α* < ½),
-    ``mean_cosine``, ``distance`` (‖θ - θ_0‖ after the last update), ``directness``, and how many watched heights,
-    barriers and α* and how many cosines were undefined and are left out of the numbers before;
-    ``undecided_barriers`` are those of the undefined ones that the intervals of estimated losses leave open.
+    ``mean_cosine``, ``distance`` (‖θ - θ_0‖ after the last update that was looked at) and ``distance_after`` (how many
+    updates that was after), ``directness``, and how many watched heights, barriers and α* and how many cosines were
+    undefined and are left out of the numbers before; ``undecided_barriers`` are those of the undefined ones that the
+    intervals of estimated losses leave open.
 
     >>> compare([run]).num_updates.tolist()
     [60]
@@ -241,6 +249,7 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
 _TOTALS = (
     "num_updates",
     "num_watched",
+    "num_looked_at",
     "mean_height",
     "num_barriers",
     "num_significant_barriers",
@@ -248,6 +257,7 @@ _TOTALS = (
     "over_edge_share",
     "mean_cosine",
     "distance",
+    "distance_after",
     "directness",
     "undefined_heights",
     "undefined_barriers",
@@ -270,10 +280,12 @@ def _totals(table: pd.DataFrame) -> dict[str, Any]:
     """The summary of some steps; ``table`` is ``run.steps`` joined with ``derived(run)``."""
     watched = table[table["watched"]]
     alpha_star = watched["alpha_star"].dropna()
-    last = table.iloc[-1] if len(table) else None
+    looked = table[table["looked_at"]]
+    last = looked.iloc[-1] if len(looked) else None
     return {
         "num_updates": len(table),
         "num_watched": len(watched),
+        "num_looked_at": len(looked),
         "mean_height": watched["height"].mean(),
         "num_barriers": watched["barrier"].sum(min_count=1),
         # False & NA is False: no barrier is no significant barrier, whatever the noise.
@@ -282,12 +294,13 @@ def _totals(table: pd.DataFrame) -> dict[str, Any]:
         "over_edge_share": (alpha_star < 0.5).mean() if len(alpha_star) else math.nan,
         "mean_cosine": table["cosine"].mean(),
         "distance": math.nan if last is None else last["next_distance"],
+        "distance_after": pd.NA if last is None else int(looked.index[-1]) + 1,
         "directness": math.nan if last is None else last["directness"],
         "undefined_heights": watched["height"].isna().sum(),
         "undefined_barriers": watched["barrier"].isna().sum(),
         "undecided_barriers": int((watched["barrier_reason"] == UNDECIDED).sum()) if "barrier_reason" in watched else 0,
         "undefined_alpha_stars": watched["alpha_star"].isna().sum(),
-        "undefined_cosines": table["cosine"].isna().sum(),
+        "undefined_cosines": looked["cosine"].isna().sum(),
     }
 
 
@@ -306,8 +319,9 @@ def within(frame: pd.DataFrame, steps: range | None) -> pd.DataFrame:
 def left_out(run: Run, steps: range | None = None) -> pd.DataFrame:
     """The undefined values of a run: one row for each column and reason, with their number and the first step.
 
-    Columns ``column``, ``reason``, ``number``, ``first_step``. A value counts where it was to be measured: the columns
-    of every update everywhere, those of a segment on watched steps, others where a reason is recorded.
+    Columns ``column``, ``reason``, ``number``, ``first_step``. A value counts where it was to be measured: cosine,
+    distance and norms at every update that was looked at, the columns of a segment on watched steps, others where a
+    reason is recorded.
 
     Args:
         run: the run.
@@ -316,8 +330,8 @@ def left_out(run: Run, steps: range | None = None) -> pd.DataFrame:
     >>> left_out(run).columns.tolist()
     ['column', 'reason', 'number', 'first_step']
     """
-    table = within(run.steps.join(derived(run)["watched"]), steps)
-    watched = table["watched"]
+    table = within(run.steps.join(derived(run)[["watched", "looked_at"]]), steps)
+    watched, looked = table["watched"], table["looked_at"]
     nothing = pd.Series(None, index=table.index, dtype="object")
     segment_reason = table.get("segment_reason", nothing)
     rows = []
@@ -325,7 +339,7 @@ def left_out(run: Run, steps: range | None = None) -> pd.DataFrame:
     rows += _grouped("segment", segment_reason[failed])
     for column in (*SEGMENT_COLUMNS, *UPDATE_COLUMNS, "batch_loss", *measure_columns(run)):
         own = table.get(f"{column}_reason", nothing)
-        expected = watched if column in SEGMENT_COLUMNS else own.notna() | (column in UPDATE_COLUMNS)
+        expected = watched if column in SEGMENT_COLUMNS else looked if column in UPDATE_COLUMNS else own.notna()
         missing = expected & table[column].isna()
         if missing.any():
             reasons = own[missing].fillna(segment_reason[missing]) if column in SEGMENT_COLUMNS else own[missing]

@@ -15,7 +15,7 @@ from sgdwalk.measures import At
 from sgdwalk.when import When, every
 
 EVERY_UPDATE: When = every(1)
-"""The default of ``when``; any other object, also another ``every(1)``, was asked for."""
+"""The default of ``when`` and ``columns``; any other object, also another ``every(1)``, was asked for."""
 
 
 def check_choices(
@@ -96,7 +96,9 @@ def check_of_certified(method: str | None, budget: Any, given: Mapping[str, Any]
         )
 
 
-def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn: Any, measures: Mapping) -> None:
+def check_budget(
+    budget: Any, method: str | None, when: Any, columns: Any, data: Any, loss_fn: Any, measures: Mapping
+) -> None:
     """A budget chooses method and schedule, so neither is given beside it."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not math.isfinite(budget) or budget <= 1:
         raise InputError(
@@ -108,6 +110,11 @@ def check_budget(budget: Any, method: str | None, when: Any, data: Any, loss_fn:
         raise InputError(
             f"budget= chooses method and when, and {' and '.join(asked)} was given too: leave out "
             f"{' and '.join(asked)} to let the budget choose, or leave out budget."
+        )
+    if columns is not EVERY_UPDATE:
+        raise InputError(
+            "budget= keeps cosine, distance and norms of every update, and columns was given too: leave out one of the "
+            "two."
         )
     if data is None or loss_fn is None:
         raise InputError("budget= chooses how the full loss is evaluated, which needs loss_fn and data: pass both.")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sgdwalk.analysis import left_out
+from sgdwalk.analysis import left_out, within
+from sgdwalk.columns import UPDATE_COLUMNS, looked_at
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def span(table: pd.DataFrame) -> str:
 def undefined(run: Run, columns: Sequence[str], steps: range | None = None) -> str:
     """How many values of some columns are left out of a figure and why, or '' where none is.
 
+    Before it, of how many updates the figure is where cosine, distance and norms of some alone were kept.
+
     >>> undefined(run, ["cosine"])
     'Left out of SGD as undefined: 1 cosine (there is no gradient before the first).'
     """
@@ -50,7 +53,16 @@ def undefined(run: Run, columns: Sequence[str], steps: range | None = None) -> s
         parts.append(
             f"{count(rows['number'].sum(), *_NOUNS.get(column, (f'value of {plain(column, 40)}',) * 2))} ({shown})"
         )
-    return f"Left out of {plain(run.name, 60)} as undefined: {', '.join(parts)}." if parts else ""
+    left = f"Left out of {plain(run.name, 60)} as undefined: {', '.join(parts)}." if parts else ""
+    return sentences(_looked_at(run, columns, steps), left)
+
+
+def _looked_at(run: Run, columns: Sequence[str], steps: range | None) -> str:
+    looked = looked_at(within(run.steps, steps))
+    if looked.all() or not {*UPDATE_COLUMNS} & {*columns}:
+        return ""
+    of = f"{looked.sum():,} of {count(len(looked), 'update')}"
+    return f"Cosine, distance and norms of {plain(run.name, 60)} are those of {of}."
 
 
 _NOUNS = {

@@ -27,7 +27,7 @@ SEGMENT_COLUMNS = (
 )
 """Columns of ``run.steps`` that come from the losses along a segment: they exist on watched steps only."""
 UPDATE_COLUMNS = ("cosine", "distance", "next_distance", "grad_norm", "param_norm", "update_norm")
-"""Columns of ``run.steps`` that every update has."""
+"""Columns of ``run.steps`` that every update has, or those of ``columns`` and what is watched alone."""
 _OTHER_COLUMNS = ("epoch", "learning_rate", "batch_loss", "loss_noise", "alpha_star_r2", *CERTIFIED_COLUMNS)
 
 
@@ -36,6 +36,12 @@ def measure_columns(run: Run) -> list[str]:
     known = {*SEGMENT_COLUMNS, *UPDATE_COLUMNS, *_OTHER_COLUMNS}
     names = list(run.steps.columns)
     return [name for name in names if name not in known and not _is_reason(name, names)]
+
+
+def looked_at(steps: pd.DataFrame) -> pd.Series:
+    """Whether cosine, distance and norms of an update were computed: one of them is known, or a reason for none."""
+    reasons = [f"{name}_reason" for name in UPDATE_COLUMNS]
+    return steps[[name for name in (*UPDATE_COLUMNS, *reasons) if name in steps]].notna().any(axis=1)
 
 
 ENDINGS = (

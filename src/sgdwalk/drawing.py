@@ -319,8 +319,12 @@ def series(ax: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str = "o")
 
 
 def _running_mean(x: NDArray[np.float64], y: NDArray[np.float64], window: int) -> Points:
-    """The mean over ``window`` values around each, within stretches of the usual spacing; a gap between stretches."""
-    stretch = np.concatenate([[0], np.cumsum(np.diff(x) > 1.5 * np.median(np.diff(x)))])
+    """The mean over ``window`` values around each, within stretches of the usual spacing; a gap between stretches.
+
+    Steps drawn one from each ten, say, lie up to twice as far apart as they do on average.
+    """
+    spacing = np.diff(x)
+    stretch = np.concatenate([[0], np.cumsum(spacing > 2.5 * np.median(spacing))])
     mean = pd.Series(y).groupby(stretch).transform(lambda part: part.rolling(window, center=True, min_periods=1).mean())
     breaks = np.flatnonzero(np.diff(stretch)) + 1
     return np.insert(x, breaks, np.nan), np.insert(mean.to_numpy(), breaks, np.nan)

@@ -73,7 +73,7 @@ def _of_gauge(run: Run) -> Iterator[EpochMeans]:
     rows = [
         [
             _epoch(epoch),
-            f"{row['num_updates']:,}",
+            _of_updates(row),
             with_interval(row["mean_gauge"], row["gauge_low"], row["gauge_high"]),
             share(row["positive_share"]),
             f"{row['undefined']:,}",
@@ -81,12 +81,14 @@ def _of_gauge(run: Run) -> Iterator[EpochMeans]:
         for epoch, row in _rows(table)
     ]
     notes = [
-        "The slope of the full loss at the end of each update, as the next mini-batch has it, with 95 % intervals; "
-        "above zero the update went past the floor of its segment. Single ones are noisy, so that the share of "
+        "The slope of the full loss at the end of updates, as the next mini-batch has it, with 95 % intervals; "
+        "above zero an update went past the floor of its segment. Single ones are noisy, so that the share of "
         "positive ones lies nearer to one half than that of bounces."
     ]
+    if (table["num_gauged"] + table["undefined"] < table["num_updates"]).any():
+        notes.append("They are of the updates with a gauge, and stand for the others where those were drawn fairly.")
     if table["gauge_low"].isna().any():
-        notes.append("An interval needs nine updates.")
+        notes.append("An interval needs nine updates with a gauge.")
     yield EpochMeans("Gauge", header, rows, [*notes, *_without_epoch(table)])
 
 
@@ -101,6 +103,13 @@ def with_interval(value: float, low: float, high: float) -> str:
     known = not (pd.isna(low) or pd.isna(high))
     within = f"{number(low, 2, zeros=True)} to {number(high, 2, zeros=True)}" if known else "–"
     return f"{number(value, zeros=True)} ({within})"
+
+
+def _of_updates(row: dict[str, Any]) -> str:
+    """How many updates have a gauge, where not all that could have one do."""
+    if row["num_gauged"] + row["undefined"] == row["num_updates"]:
+        return f"{row['num_updates']:,}"
+    return f"{row['num_gauged'] + row['undefined']:,} of {row['num_updates']:,}"
 
 
 def share(value: float) -> str:

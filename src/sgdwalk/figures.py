@@ -198,7 +198,7 @@ def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
     ]
     caption = (
         "Update ratio: the length of an update over the norm of the parameters. Directness: the distance from the "
-        "start over the length of the path so far; 1 is a straight line."
+        "start over the length of the path so far, known as long as every update was looked at; 1 is a straight line."
     )
     return _over_steps(runs, "How far each step reaches", caption, columns, steps, width)[0]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sgdwalk.awaiting import AwaitedEnd
 from sgdwalk.certified import Certification, CertifiedSegments, Query, Segments
 from sgdwalk.data import EvaluationData
+from sgdwalk.errors import InputError
 from sgdwalk.measures import Here, Measured, columns
 from sgdwalk.objective import Forward, FullLoss, LossFunction, LossSums
 from sgdwalk.overheard import Heard, Overheard
@@ -126,14 +127,14 @@ class Measuring:
         Only where something of it is wanted, and the model stands at the kept point before and after.
         """
         hearing = self._hearing if between_updates and self.full_loss.site.can_be_held else None
-        if (self._kept is not None and hearing is None) or self._moved():
+        if (self._kept is not None and hearing is None) or not self._stands(between_updates):
             yield from self.full_loss.data
             return
         most_bytes = 0 if hearing is None else hearing.most_bytes
         pass_over = Overheard(self.full_loss, self._model, most_bytes)
         yield from pass_over.batches()
         try:
-            if pass_over.heard is not None and not self._moved():
+            if pass_over.heard is not None and self._stands(between_updates):
                 self._hear(pass_over.heard)
         except Exception:  # what was heard is dropped; the evaluation that takes its place will tell
             self._heard_since_update = False
@@ -159,8 +160,14 @@ class Measuring:
         """What has use for the outputs of the loop's passes: certified segments whose ends are over all data."""
         return self._certified if isinstance(self._certified, CertifiedSegments) else None
 
-    def _moved(self) -> bool:
-        return self._trajectory.kernel.moved(self._trajectory.vector, self._trajectory.point)
+    def _stands(self, between_updates: bool) -> bool:
+        """Whether the model stands at the kept point, which is here where the update before was not looked at."""
+        try:
+            if between_updates and not self._trajectory.is_current:
+                self._trajectory.catch_up()
+            return self._trajectory.is_current and not self._trajectory.moved()
+        except InputError:  # a parameter of another shape: the next update will tell
+            return False
 
     def forget(self) -> None:
         """The parameters moved since the last evaluation: its loss is no start of a segment, and none waits."""

@@ -2,7 +2,7 @@
 
 A record holds raw measurements only. Floor, height, barrier and every table are derived from them when a run is read
 (see :mod:`sgdwalk.valley`). An undefined number is NaN and has its reason, in words, under its column's name in
-``reasons``; infinities are stored as NaN with a reason too.
+``reasons``; infinities are stored as NaN with a reason too. What nobody looked at is NaN and has none.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from sgdwalk import figures
 from sgdwalk.analysis import derived
 from sgdwalk.captions import sentences
-from sgdwalk.columns import banded_measures, plain_measures, sampled_measures, thresholded_measures
+from sgdwalk.columns import banded_measures, looked_at, plain_measures, sampled_measures, thresholded_measures
 from sgdwalk.drawing import Picture, style_of
 from sgdwalk.svg import StyleSheet, geometry, inline_svg
 from sgdwalk.text import plain
@@ -129,8 +129,8 @@ def sections(runs: Sequence[Run], styles: StyleSheet) -> list[Section]:
         Section(
             "run",
             "The whole run",
-            "Every update: the full loss and the one that the loop saw, how sharply the walk turns, how far it comes, "
-            "and what the loop and the measures noted.",
+            "From the first update to the last: the full loss and the one that the loop saw, how sharply the walk "
+            "turns, how far it comes, and what the loop and the measures noted.",
             [draw.over_all(figure) for figure in travel],
         ),
     ]
@@ -251,21 +251,22 @@ def _measures(runs: Sequence[Run]) -> list[str]:
 def pointed_at(run: Run) -> pd.Index:
     """The steps whose numbers the page can tell: ``MOST_STEPS`` evenly spaced ones at most, and those of the walks.
 
-    Of more steps the watched ones are chosen from, where any was watched.
+    Of more steps those are chosen from of which most is known.
     """
     index = run.steps.index
     if len(index) <= MOST_STEPS:
         return index
-    chosen = evenly(watched_or_all(run), MOST_STEPS)
+    chosen = evenly(best_known(run), MOST_STEPS)
     for steps in figures.windows(run):
         chosen = chosen.union(index[(index >= steps.start) & (index < steps.stop)])
     return chosen
 
 
-def watched_or_all(run: Run) -> pd.Index:
-    """The watched steps; all steps where none was watched."""
+def best_known(run: Run) -> pd.Index:
+    """The watched steps; where there is none, those that were looked at, and all where none was."""
     watched = pd.Index(run.segments["step"].unique(), name="step")
-    return watched if len(watched) else run.steps.index
+    looked = run.steps.index[looked_at(run.steps)]
+    return next((steps for steps in (watched, looked) if len(steps)), run.steps.index)
 
 
 def evenly(index: pd.Index, most: int) -> pd.Index:

@@ -13,7 +13,7 @@ import pandas as pd
 from sgdwalk.analysis import by_epoch, derived, left_out, sampled_totals, totals
 from sgdwalk.columns import measure_columns, sampled_columns, sampled_measures
 from sgdwalk.epoch_means import epoch_means, share
-from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, evenly, spoken, watched_or_all
+from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, best_known, evenly, spoken
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -97,14 +97,19 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         row(
             "Cosine of consecutive gradients",
             "mean; −1 is straight back, 1 straight on",
-            lambda one: (number(one["mean_cosine"]), ""),
+            lambda one: (number(one["mean_cosine"]), _of_those_looked_at(one)),
         ),
         row(
             "Distance from the start",
             "of the parameters, after so many updates",
-            lambda one: (number(one["distance"]), f"after {one['num_updates']:,}"),
+            lambda one: (number(one["distance"]), f"after {_whole(one['distance_after'])}"),
         ),
     ]
+
+
+def _of_those_looked_at(one: dict[str, Any]) -> str:
+    looked, updates = one["num_looked_at"], one["num_updates"]
+    return "" if looked == updates else f"over {looked:,} of {count(updates, 'update')}"
 
 
 def _sampled_totals(run: Run) -> dict[str, Any]:
@@ -151,15 +156,15 @@ def _barriers(one: dict[str, Any]) -> tuple[str, str]:
 
 
 def steps_table(run: Run, label: RunLabel) -> Table:
-    """The steps of a run; of many, watched ones evenly spaced."""
+    """The steps of a run; of many, those of which most is known, evenly spaced."""
     table = run.steps.join(derived(run))
     table["barrier"] = barrier_codes(table)
     if len(table) <= MOST_ROWS:
         caption = count(len(table), "step")
     else:
-        choice = watched_or_all(run)
-        kind = "step" if len(choice) == len(table) else "watched step"
-        caption = _how_many(min(MOST_ROWS, len(choice)), len(choice), kind)
+        choice = best_known(run)
+        kind = "watched step" if len(run.segments) else "measured step"
+        caption = _how_many(min(MOST_ROWS, len(choice)), len(choice), "step" if len(choice) == len(table) else kind)
         table = table.loc[evenly(choice, MOST_ROWS)]
     sampled = sampled_columns(run)
     measures = [name for name in measure_columns(run) if name not in sampled]
@@ -201,7 +206,8 @@ def epochs_table(run: Run, label: RunLabel) -> Table:
     more = list(noted.columns)[:MOST_COLUMNS]
     table = table.join(noted[more].rename(columns=lambda name: ("noted", name)), how="outer")
     header = ["epoch", "updates", "watched", "mean height", "barriers", "beyond noise", "floor inside", "over the edge"]
-    header += ["mean cosine", "distance", "directness", "undefined", *(spoken(name) for name in more)]
+    header += ["mean cosine", "distance", "after updates", "directness", "undefined", *(spoken(name) for name in more)]
+    sparse = (table["num_looked_at"] < table["num_updates"]).any()
     rows = []
     for epoch, row in table.loc[evenly(table.index, MOST_ROWS)].iterrows():
         undefined = row[[name for name in table.columns if str(name).startswith("undefined_")]].sum()
@@ -214,7 +220,9 @@ def epochs_table(run: Run, label: RunLabel) -> Table:
                 number(row["mean_height"], zeros=True),
                 *(_whole(row[name]) for name in ("num_barriers", "num_significant_barriers")),
                 *(f"{number(100 * share)} %" if not pd.isna(share) else "–" for share in shares),
-                *(number(row[name], zeros=True) for name in ("mean_cosine", "distance", "directness")),
+                *(number(row[name], zeros=True) for name in ("mean_cosine", "distance")),
+                _whole(row["distance_after"]) if sparse else "–",
+                number(row["directness"], zeros=True),
                 _whole(undefined),
                 *(number(row[("noted", name)], 4, zeros=True) for name in more),
             ]

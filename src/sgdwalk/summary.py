@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sgdwalk.analysis import gauge_totals, sampled_totals, totals
-from sgdwalk.columns import edge_ratios, measure_columns, sampled_measures
+from sgdwalk.columns import edge_ratios, looked_at, measure_columns, sampled_measures
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -143,15 +144,17 @@ def _about_the_gauge(run: Run) -> list[str]:
     found = gauge_totals(run)
     if math.isnan(found["mean_gauge"]):
         return ["The mean slope at the end of its updates is unknown."]
+    looked, updates = found["num_gauged"] + found["undefined"], found["num_updates"]
+    which = "its updates" if looked == updates else f"{found['num_gauged']:,} of its {updates:,} updates"
     low, high = found["gauge_low"], found["gauge_high"]
     if low > 0:
-        tells = ": on average they go past the floor of their segment"
+        tells = ": on average these go past the floor of their segment"
     elif high < 0:
-        tells = ": on average they end before the floor of their segment"
+        tells = ": on average these end before the floor of their segment"
     else:
-        tells = "; whether they go past the floor of their segment it does not tell"
-    known = confidence(low, high, "an interval needs nine updates")
-    return [f"The mean slope of the loss at the end of its updates is {number(found['mean_gauge'])}{known}{tells}."]
+        tells = "; whether these go past the floor of their segment it does not tell"
+    known = confidence(low, high, "an interval needs nine updates with a gauge")
+    return [f"The mean slope of the loss at the end of {which} is {number(found['mean_gauge'])}{known}{tells}."]
 
 
 def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
@@ -180,7 +183,9 @@ def _about_turns(numbers: dict[str, Any]) -> str:
         turns = "The angle between consecutive gradients is unknown"
     else:
         side = next(words for bound, words in _TURNS if numbers["mean_cosine"] <= bound)
-        turns = f"Consecutive gradients {side} (mean cosine {number(numbers['mean_cosine'])})"
+        looked, updates = numbers["num_looked_at"], numbers["num_updates"]
+        of = "" if looked == updates else f", over {looked:,} of {count(updates, 'update')}"
+        turns = f"Consecutive gradients {side} (mean cosine {number(numbers['mean_cosine'])}{of})"
     defined = numbers["num_watched"] - numbers["undefined_alpha_stars"]
     if defined == 0:
         return f"{turns}."
@@ -200,7 +205,9 @@ _TURNS = (
 def _about_the_way(numbers: dict[str, Any]) -> str:
     if math.isnan(numbers["distance"]):
         return "How far it came from its start is unknown."
-    way = f"It ends at distance {number(numbers['distance'])} from its start"
+    at_the_end = numbers["distance_after"] == numbers["num_updates"]
+    when = "It ends" if at_the_end else f"After {count(numbers['distance_after'], 'update')} it was"
+    way = f"{when} at distance {number(numbers['distance'])} from its start"
     if math.isnan(numbers["directness"]):
         return f"{way}."
     return f"{way}, which is {number(100 * numbers['directness'])} % of the length of the path it took."
@@ -232,7 +239,7 @@ def _about_edge(steps: pd.DataFrame, name: str, said: str) -> str:
 
 
 def describe_together(runs: Sequence[Run]) -> list[str]:
-    """What several walks show side by side; distances are compared after the same number of updates.
+    """What several walks show side by side; distances are compared after the last update that all were looked at.
 
     >>> describe_together([run])
     []
@@ -251,10 +258,10 @@ def describe_together(runs: Sequence[Run]) -> list[str]:
     sharper = "{} turns back more sharply than {}: mean cosine {}, against {}."
     sharpest = "{} turns back most sharply: mean cosine {}; {}."
     sentences.append(_ranked(runs, cosines, sharper, sharpest, lowest_first=True))
-    updates = min(len(run.steps) for run in runs)
-    if updates:
-        after = f"After {count(updates, 'update')} "
-        distances = [run.steps["next_distance"].iloc[updates - 1] for run in runs]
+    together = functools.reduce(pd.Index.intersection, (run.steps.index[looked_at(run.steps)] for run in runs))
+    if len(together):
+        after = f"After {count(together.max() + 1, 'update')} "
+        distances = [run.steps["next_distance"].loc[together.max()] for run in runs]
         farther = after + "{} is farther from its start than {}: at {}, against {}."
         farthest = after + "{} is farthest from its start: at {}; {}."
         sentences.append(_ranked(runs, distances, farther, farthest))

@@ -1,6 +1,7 @@
 """Where the optimizer came from: θ_0, θ_t and g_{t-1}, and what follows from them at every update.
 
-Three vectors of the parameters' size are kept. Everything here is cheap enough for every update of a training.
+Three vectors of the parameters' size are kept. Everything here is cheap enough for every update of a training; where
+only some are looked at, the others cost nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgdwalk.errors import InputError
 from sgdwalk.kernels import choose_kernel
 from sgdwalk.params import ParameterVector, tensor_bytes
 from sgdwalk.records import NAN
@@ -30,34 +32,54 @@ class Trajectory:
         self.vector = ParameterVector(parameters)
         self.kernel = choose_kernel(self.vector.device)
         self.point = self.vector.read()
-        """θ_t between and during updates; θ_{t+1} once ``arrive()`` was called.  # (d,)"""
+        """θ_t between and during updates; θ_{t+1} once ``arrive()`` was called. After an update that was passed by an
+        older one, until ``catch_up()``.  # (d,)"""
         self.start = self.point.clone()
         self.gradient: Tensor | None = None
         """g_{t-1}; None before the first update.  # (d,)"""
         self.displacement = self.vector.zeros() if gauge else None
         """d_{t-1}, the last update as it happened; None where it is not kept.  # (d,)"""
-        self._no_slope = "no update before the first"
+        self._no_cosine, self._no_slope = "no gradient before the first", "no update before the first"
+        self.is_current = True
+        """Whether ``point`` is where the last update ended."""
         self._gradient_square = NAN
         self._final: list[Tensor | None] = [None] * len(self.vector.parameters)
         self._refresh()
 
     def _refresh(self) -> None:
-        sums = self.kernel.position_sums(self.vector, self.point, self.start, advance=False)
+        sums = self.kernel.position_sums(self.vector, self.start, self.start, advance=False)
         self._param_square, _, self._distance_square = sums
 
-    def depart(self, parameters: Iterable[nn.Parameter]) -> tuple[bool, int]:
-        """Before an update: take note of θ_t. Returns whether it moved since the last update, and how many parameters
-        were added to the optimizer since then (θ_0 of those is where they stand now)."""
+    def depart(self, parameters: Iterable[nn.Parameter], *, look: bool = True) -> tuple[bool, int]:
+        """Before an update: take note of θ_t, unless it will be passed by. Returns whether θ is known to have moved
+        since the last update, and how many parameters were added to the optimizer since then (θ_0 of those is where
+        they stand now)."""
         self.vector.check_layout()
         added = self._grow(list(parameters))
-        moved = self.kernel.moved(self.vector, self.point)
-        if moved:
-            self.vector.read_into(self.point)
+        moved = look and self._differs()
+        if look and (moved or added or not self.is_current):
+            self.catch_up()
+        elif added:
+            self.is_current = False
         if moved or added:
-            self._refresh()
             self._no_slope = "the parameters were changed after the update before"
         self._final = [None] * len(self.vector.parameters)
         return moved, added
+
+    def moved(self) -> bool:
+        """Whether θ is known to be elsewhere than where the last update ended: False where that was not looked at."""
+        self.vector.check_layout()
+        return self._differs()
+
+    def _differs(self) -> bool:
+        return self.is_current and self.kernel.moved(self.vector, self.point)
+
+    def catch_up(self) -> None:
+        """Take note of where the parameters stand now."""
+        self.vector.check_layout()
+        self.vector.read_into(self.point)
+        self._refresh()
+        self.is_current = True
 
     def gradients_final(self, parameters: Iterable[nn.Parameter], *, keep: bool) -> None:
         """Take some parameters' gradients as the optimizer received them; ``keep`` copies those that may change."""
@@ -75,17 +97,15 @@ class Trajectory:
         self.vector.check_layout()
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
-        first = self.gradient is None
-        if self.gradient is None:
-            self.gradient = self.vector.zeros()
-        dot, square, slope = self.kernel.gradient_sums(self.vector, self._final, self.gradient, self.displacement)
+        previous_square, no_cosine = self._gradient_square, self._no_cosine
+        dot, square, slope = self._take_gradient()
         if self.displacement is not None:
             known = math.isfinite(slope) and not self._no_slope
             values["gauge"] = slope if known else NAN
             if not known:
                 reasons["gauge"] = self._no_slope or "a gradient or an update is not finite"
             self._no_slope = ""
-        values["cosine"], why = _cosine(dot, self._gradient_square, square, first=first)
+        values["cosine"], why = (NAN, no_cosine) if no_cosine else _cosine(dot, previous_square, square)
         if why:
             reasons["cosine"] = why
         param_square, update_square, distance_square = self.kernel.position_sums(
@@ -103,17 +123,48 @@ class Trajectory:
             if not math.isfinite(value):
                 reasons[name] = "not finite"
         self._final = [None] * len(self.vector.parameters)
-        self._gradient_square = square
         self._param_square, self._distance_square = param_square, distance_square
         return values, reasons
+
+    def pass_by(self, *, keep_gradient: bool) -> None:
+        """After an update without a look at it; ``keep_gradient`` is for the cosine of the next."""
+        if keep_gradient:
+            self.vector.check_layout()
+            self._take_gradient()
+        else:
+            self._no_cosine = "the gradient before was not kept"
+        self._no_slope = "the update before was not looked at"
+        self._final = [None] * len(self.vector.parameters)
+        self.is_current = False
+
+    def _take_gradient(self) -> tuple[float, float, float]:
+        """g_t·g_{t-1}, ‖g_t‖² and d_{t-1}·g_t; g_t is the kept gradient from now on."""
+        if self.gradient is None:
+            self.gradient = self.vector.zeros()
+        sums = self.kernel.gradient_sums(self.vector, self._final, self.gradient, self.displacement)
+        self._gradient_square, self._no_cosine = sums[1], ""
+        return sums
 
     def arrive(self) -> None:
         """Nothing is left to be measured between θ_t and θ_{t+1}: the latter becomes the kept point."""
         self.vector.read_into(self.point)
 
-    def digest(self) -> str:
-        """Digest of the kept point, to tell after a resume whether training stands where the walk was saved."""
-        return hashlib.blake2b(tensor_bytes(self.point), digest_size=16).hexdigest()
+    def digest(self) -> str | None:
+        """Digest of where the last update ended, to tell after a resume whether training stands there.
+
+        Where that was not looked at, of where the parameters are now; None where they have other shapes by now.
+        """
+        parts = [self.point]
+        if not self.is_current:
+            try:
+                self.vector.check_layout()
+            except InputError:
+                return None
+            parts = self.vector.parameters
+        digest = hashlib.blake2b(digest_size=16)
+        for part in parts:
+            digest.update(tensor_bytes(part))
+        return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -121,22 +172,24 @@ class Trajectory:
             "gradient": None if self.gradient is None else self.gradient.clone(),
             "gradient_square": self._gradient_square,
             "displacement": None if self.displacement is None else self.displacement.clone(),
+            "no_cosine": self._no_cosine,
             "no_slope": self._no_slope,
+            "is_current": self.is_current,
             "point_digest": self.digest(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start.copy_(state["start"])
         self.gradient = None if state["gradient"] is None else state["gradient"].to(self.start, copy=True)
-        self._gradient_square = state["gradient_square"]
+        self._gradient_square, self._no_cosine = state["gradient_square"], state["no_cosine"]
         if self.displacement is not None:
             if state["displacement"] is None:
                 self._no_slope = "the walk went on from a state without the update before"
             else:
                 self.displacement.copy_(state["displacement"])
                 self._no_slope = state["no_slope"]
-        self.vector.read_into(self.point)
-        self._refresh()
+        self.catch_up()
+        self.is_current = state["is_current"]
 
     def _grow(self, parameters: list[nn.Parameter]) -> int:
         """Follow parameters that were added to the optimizer, such as layers unfrozen late."""
@@ -156,10 +209,8 @@ class Trajectory:
         return len(new)
 
 
-def _cosine(dot: float, previous_square: float, square: float, *, first: bool) -> tuple[float, str | None]:
+def _cosine(dot: float, previous_square: float, square: float) -> tuple[float, str | None]:
     """cos(g_{t-1}, g_t), or why there is none."""
-    if first:
-        return NAN, "no gradient before the first"
     if not (math.isfinite(dot) and math.isfinite(previous_square) and math.isfinite(square)):
         return NAN, "a gradient is not finite"
     if previous_square == 0.0 or square == 0.0:

@@ -26,8 +26,9 @@ from sgdwalk.measuring import Measurement, Measuring, take
 from sgdwalk.provenance import differences
 from sgdwalk.records import NAN, EpochNote, StepRecord
 from sgdwalk.run import Run
+from sgdwalk.schedules import COLUMNS, SEGMENT, Schedules
 from sgdwalk.trajectory import Trajectory
-from sgdwalk.when import StepPredicate, describe
+from sgdwalk.when import StepPredicate
 
 logger = logging.getLogger("sgdwalk")
 
@@ -75,6 +76,7 @@ class Walk:
         measuring: Measuring | None,
         evaluations: EvaluationData | None,
         schedules: dict[str, StepPredicate | None],
+        columns: StepPredicate | None,
         measures: dict[str, Callable[[Here], Measured]],
         steps_per_epoch: int | None,
         on_error: str,
@@ -87,7 +89,6 @@ class Walk:
         self._trajectory = trajectory
         self._measuring = measuring
         self._evaluations = evaluations
-        self._schedules = schedules
         self._measures = measures
         self._steps_per_epoch = steps_per_epoch
         self._on_error = on_error
@@ -101,8 +102,9 @@ class Walk:
         self._must_load = journal.holds_steps
         self._remarks = remarks
         self._disabled: set[str] = set()
-        self._fired: set[str] = set()
-        """What was due at some step: ``segment`` and names of measures."""
+        self._schedules = Schedules(columns, schedules, self._disabled, self._disable)
+        self._looks = self._keeps_gradient = True
+        """Whether cosine, distance and norms of the update under way are computed, and whether its gradient is kept."""
         self._closed = self._departed = False
         self._budgeted = budgeted
         self._timed = None if budgeted is None else Timed(self, budgeted)
@@ -183,7 +185,7 @@ class Walk:
         self._check_open()
         if self._evaluations is None:
             raise InputError("This walk was given no data and loss_fn, so it has no evaluation batches.")
-        schedule = self._schedules["segment"]
+        schedule = self._schedules.named[SEGMENT]
         try:
             due = self._measuring is not None and schedule is not None and schedule(self._step)
         except Exception:  # it will be told when the step is taken
@@ -221,7 +223,7 @@ class Walk:
             "run": self._journal.identity(),
             "step": self._step,
             "epoch": self._epoch,
-            "fired": sorted(self._fired),
+            "fired": sorted(self._schedules.fired),
             "journal": self._journal.state_dict(),
             "trajectory": self._trajectory.state_dict(),
             "measuring": None if self._measuring is None else self._measuring.state_dict(),
@@ -250,7 +252,8 @@ class Walk:
         for name, memory in state["measures"].items():
             if memory is not None and name in self._measures:
                 self._measures[name].load_state_dict(memory)  # pyright: ignore[reportFunctionMemberAccess]
-        self._step, self._epoch, self._fired = state["step"], state["epoch"], set(state["fired"])
+        self._step, self._epoch, self._schedules.fired = state["step"], state["epoch"], set(state["fired"])
+        self._schedules.forget()
         self._journal.load_state_dict(self._step, state["journal"], state["run"]["id"])
         self._must_load = False
         self._tell_remarks()
@@ -298,21 +301,16 @@ class Walk:
 
     def _let_go(self) -> None:
         """Tell what was not as it should be, and keep nothing but the records."""
-        watched = "sampled" if self._schedules["segment"] is None else "segment"
-        schedule = self._schedules.get(watched)
-        if self._step and schedule is not None and not {watched, "walk"} & (self._fired | self._disabled):
-            self._event("never_watched", f"when={describe(schedule)} did not fire in {self._step} steps.", show=True)
+        if self._step and "walk" not in self._disabled:
+            for schedule in self._schedules.never_fired():
+                self._event("never_watched", f"{schedule} did not fire in {self._step} steps.", show=True)
         if self._budgeted is not None and self._step and not self._must_load and "walk" not in self._disabled:
             self._tell_cost(self._budgeted)
         if self._optimizers and not self._step and not self._must_load and "walk" not in self._disabled:
             self._event(
                 "no_update", "No update was seen: did another optimizer, or a copy of this one, step?", show=True
             )
-        if (
-            self._step
-            and "walk" not in self._disabled
-            and self._trajectory.kernel.moved(self._trajectory.vector, self._trajectory.point)
-        ):
+        if self._step and "walk" not in self._disabled and self._moved_since():
             message = "The parameters moved after the last update that was seen: did another optimizer step?"
             self._event("moved_parameters", message)
         # The records stay readable; the model, the optimizer and the vectors of their size are let go.
@@ -324,6 +322,12 @@ class Walk:
             logger.error(lost)
             if self._on_error == "raise":
                 raise RunFolderError(lost)
+
+    def _moved_since(self) -> bool:
+        try:
+            return self._trajectory.moved()
+        except InputError:  # parameters of other shapes: nothing can be compared
+            return False
 
     def __enter__(self) -> Walk:
         return self
@@ -349,7 +353,12 @@ class Walk:
         self._journal.commit_if_due()
         if self._optimizers:
             self._learning_rate = learning_rate(self._optimizers)
-        moved, added = self._trajectory.depart(self._parameters())
+        if not self._schedules.always_looks:
+            due, follows = bool(self._schedules.at(self._step)), self._schedules.anything_at(self._step + 1)
+            self._keeps_gradient = due or follows
+            self._looks = due or (follows and self._trajectory.displacement is not None)
+        look = self._looks or self._resumed_point is not None
+        moved, added = self._trajectory.depart(self._parameters(), look=look)
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
             if self._measuring is not None:
@@ -369,16 +378,18 @@ class Walk:
 
     @_guarded
     def _take_gradients(self, parameters: list[nn.Parameter], *, keep: bool) -> None:
-        self._trajectory.gradients_final(parameters, keep=keep)
+        if self._keeps_gradient:
+            self._trajectory.gradients_final(parameters, keep=keep)
 
     @_guarded
     def after_update(self) -> None:
         """θ_{t+1} stands in the model, θ_t is kept: measure what is due and record the update."""
         self._departed = False
         self._journal.commit_if_due()
-        due = self._due()
-        self._fired |= due
-        values, reasons = self._trajectory.measure(advance=not due)
+        wanted = self._schedules.at(self._step)
+        self._schedules.fired |= wanted
+        due = wanted - {COLUMNS}
+        values, reasons = self._update_columns(wanted=bool(wanted), advance=not due)
         interrupted: BaseException | None = None
         try:
             result = self._measure(due)
@@ -447,25 +458,21 @@ class Walk:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _due(self) -> set[str]:
-        """What is to be measured at this step: ``segment`` and names of measures."""
-        due = set()
-        for name, schedule in self._schedules.items():
-            if schedule is None or name in self._disabled:
-                continue
-            try:
-                if schedule(self._step):
-                    due.add(name)
-            except Exception as error:
-                self._disable(name, error)
-        return due
+    def _update_columns(self, *, wanted: bool, advance: bool) -> tuple[dict[str, float], dict[str, str]]:
+        """Cosine, distance, norms and gauge of this update, and reasons for the undefined ones; nothing where none of
+        it is due: such an update is looked at for what the next one needs alone."""
+        if not self._looks:
+            self._trajectory.pass_by(keep_gradient=self._keeps_gradient)
+            return {}, {}
+        columns = self._trajectory.measure(advance=advance)
+        return columns if wanted else ({}, {})
 
     def _measure(self, due: set[str]) -> Measurement:
         if not due:
             if self._measuring is not None:
                 self._measuring.forget()
             return Measurement()
-        measures = {name: self._measures[name] for name in sorted(due - {"segment"})}
+        measures = {name: self._measures[name] for name in sorted(due - {SEGMENT})}
         if self._measuring is None:
             result = Measurement()
             if measures:
@@ -475,9 +482,7 @@ class Walk:
                         take(name, measure, place, result)
         else:
             try:
-                result = self._measuring.measure(
-                    self._here, step=self._step, segment="segment" in due, measures=measures
-                )
+                result = self._measuring.measure(self._here, step=self._step, segment=SEGMENT in due, measures=measures)
             except Exception as error:  # the model could not be copied again, say
                 self._measuring.forget()
                 reasons = dict.fromkeys(due, f"measurement failed: {type(error).__name__}: {error}")
@@ -495,8 +500,7 @@ class Walk:
         """Hold to what a budget chose; to nothing where it has not chosen yet."""
         if self._budgeted is not None:
             schedules, measures = self._budgeted.follow(plan)
-            self._schedules.pop("sampled", None)
-            self._schedules.update({"segment": None} | schedules)
+            self._schedules.change({SEGMENT: None, "sampled": None} | schedules)
             self._measures.update(measures)
         self.plan = plan
 

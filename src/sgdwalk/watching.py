@@ -53,6 +53,9 @@ BY_BUDGET = "chosen by the budget"
 LARGEST_PASS = 150_000
 """Examples from which on one pass a step costs more than a sample that tells a height to within 5 % mostly needs."""
 
+_WORDS = ("step", "segment", "columns", "walk", "budget")
+"""What no measure can be called, beside the columns: a walk's own schedules and what it may switch off."""
+
 Measures = Mapping[str, Callable[[Here], Measured] | At]
 
 
@@ -74,6 +77,7 @@ def watch(
     sampling_seed: int = 0,
     largest_pass: int | None = LARGEST_PASS,
     measures: Measures | None = None,
+    columns: StepPredicate | None = EVERY_UPDATE,
     gauge: bool = False,
     steps_per_epoch: int | None = None,
     forward: Forward | None = None,
@@ -120,6 +124,11 @@ def watch(
             end, and the cost of a step stops growing with them; None evaluates the ends over all data always, as
             ``barriers="exact"`` does.
         measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
+        columns: predicate over steps at which cosine, distance, norms and the gauge are kept, such as ``one_in(10)``
+            where at every update they cost too much; wherever something is measured they are there, too, and with None
+            there alone. The update before each of them is looked at for what they need of it, others for nothing: from
+            one in four on that costs less than all. A loop that moves the parameters by itself is noticed between two
+            updates that are looked at.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
             floor of its segment, a bounce. One vector more.
@@ -163,10 +172,14 @@ def watch(
     check_of_certified(method, budget, {name: v for name, v in of_certified.items() if v != unsaid[name].default})
     kept_config = plain_config(config)
     if budget is not None:
-        check_budget(budget, method, when, data, loss_fn, measures or {})
+        check_budget(budget, method, when, columns, data, loss_fn, measures or {})
         when, gauge = None, True
     certification = Certification(tolerance, barriers, sampling_seed, largest_pass)
     certified = certification if method == "certified" else None
+    if when is None and columns is None and budget is None and not measures:
+        raise InputError(
+            "when=None and columns=None keep nothing but that there was an update: pass one of them, or measures."
+        )
     if when is not None and (loss_fn is None or data is None):
         raise InputError("Segments need loss_fn and data to evaluate the full loss: pass both, or when=None.")
     optimizers = _optimizers(optimizer)
@@ -190,6 +203,7 @@ def watch(
     sampled = method == "sampled" and when is not None
     _check_measures(measures or {}, taken=("gauge",) * gauge + ("sampled",) * (sampled or budget is not None))
     schedules = {"segment": None if sampled else _bound(when, steps_per_epoch)}
+    columns = _bound(columns, steps_per_epoch, "columns")
     functions: dict[str, Callable[[Here], Measured]] = {}
     if sampled:
         assert evaluations is not None
@@ -229,6 +243,7 @@ def watch(
         "evaluate_on": evaluate_on,
         "steps_per_epoch": steps_per_epoch,
         "measures": sorted(functions),
+        "columns": None if columns is None else describe(columns),
         "gauge": gauge,
         "kernel": trajectory.kernel.name,
     }
@@ -260,6 +275,7 @@ def watch(
         measuring,
         evaluations,
         schedules,
+        columns,
         functions,
         steps_per_epoch,
         on_error,
@@ -312,8 +328,8 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _check_measures(measures: Mapping[str, Any], taken: tuple[str, ...]) -> None:
     for name, measure in measures.items():
-        if name in (*STEP_TABLE_COLUMNS, *CERTIFIED_COLUMNS, "step", *taken) or name.endswith("_reason"):
-            raise InputError(f"A measure cannot be named {name!r}, which is a column of its own: choose another name.")
+        if name in (*STEP_TABLE_COLUMNS, *CERTIFIED_COLUMNS, *_WORDS, *taken) or name.endswith("_reason"):
+            raise InputError(f"A measure cannot be named {name!r}, which the walk itself uses: choose another name.")
         function = measure.measure if isinstance(measure, At) else measure
         if isinstance(function, type):
             raise InputError(
@@ -351,9 +367,9 @@ def _drawn(when: StepPredicate | None, seed: int, steps_per_epoch: int | None) -
     return (drawn & asked).bind(steps_per_epoch)
 
 
-def _bound(when: StepPredicate | None, steps_per_epoch: int | None) -> StepPredicate | None:
+def _bound(when: StepPredicate | None, steps_per_epoch: int | None, name: str = "when") -> StepPredicate | None:
     if when is not None and not callable(when):
-        raise InputError(f"when must be a predicate step -> bool such as sgdwalk.every(10), or None; got {when!r}.")
+        raise InputError(f"{name} must be a predicate step -> bool such as sgdwalk.every(10), or None; got {when!r}.")
     return when.bind(steps_per_epoch) if isinstance(when, When) else when
 
 

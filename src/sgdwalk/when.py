@@ -12,6 +12,7 @@ describe themselves in the run's record, and say before training starts when the
 from __future__ import annotations
 
 import bisect
+import functools
 import random
 from collections.abc import Callable
 
@@ -33,7 +34,7 @@ class When:
         """The same predicate knowing how many updates an epoch has; raises where it must know and cannot."""
         if self.needs_epochs and steps_per_epoch is None:
             raise InputError(
-                f"when={self.description} counts epochs, but the length of an epoch is not known: "
+                f"The schedule {self.description} counts epochs, but the length of an epoch is not known: "
                 "pass steps_per_epoch=len(loader) to watch()."
             )
         bound = When(self.description, self._fires, needs_epochs=self.needs_epochs)
@@ -152,13 +153,17 @@ def one_in(k: int, *, seed: int = 0, dense: int = 0) -> When:
     while dense and max(1, starts[-1] // dense) < k:
         starts.append(starts[-1] + max(1, starts[-1] // dense))
 
+    @functools.lru_cache(maxsize=8)
+    def drawn(start: int, length: int) -> int:
+        return start + random.Random(f"sgdwalk, one in {k}, seed {seed}, from {start}").randrange(length)
+
     def fires(step: int, _: int | None) -> bool:
         if step < starts[-1]:
             index = bisect.bisect_right(starts, step) - 1
             start, length = starts[index], starts[index + 1] - starts[index]
         else:
             start, length = step - (step - starts[-1]) % k, k
-        return step - start == random.Random(f"sgdwalk, one in {k}, seed {seed}, from {start}").randrange(length)
+        return step == drawn(start, length)
 
     return When(f"one_in({k}, seed={seed}{f', dense={dense}' if dense else ''})", fires)
 
