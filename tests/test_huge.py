@@ -389,12 +389,13 @@ def update(model, optimizer, data, steps):
 HUGE = {"method": "certified", "largest_pass": 2_000, "on_error": "raise"}
 
 
-def walked(data, *, steps=8, lr=1.0, batchnorm=False, loss_fn=functional.cross_entropy, model=None, **watching):
-    model = model or net(batchnorm=batchnorm, dtype=data[0].dtype)
+def walked(examples, *, steps=8, lr=1.0, batchnorm=False, loss_fn=functional.cross_entropy, model=None, **watching):
+    model = model or net(batchnorm=batchnorm, dtype=examples[0].dtype)
     optimizer = SGD(model.parameters(), lr=lr)
     watching.setdefault("batch_size", 20)
+    data = watching.pop("data", examples)
     with sgdwalk.watch(model, optimizer, loss_fn, data, **watching) as walk:
-        update(model, optimizer, data, range(steps))
+        update(model, optimizer, examples, range(steps))
     return walk.run
 
 
@@ -457,6 +458,19 @@ def test_what_is_known_of_a_step_holds(batchnorm, num_points):
     width = (found.steps["height_high"] - found.steps["height_low"]) / 2
     assert (width / segments.groupby("step")["halfwidth"].max()).median() < 0.5
     assert found.steps["looks"].isin([1, 2]).all()
+
+
+def test_units_of_unequal_sizes_count_as_what_they_hold():
+    """Whole batches, the last of 7 examples instead of 20, and those of the user's own cut."""
+    inputs, targets = examples(6_007)
+    assert_holds(walked((inputs, targets), batchnorm=True, **HUGE), walked((inputs, targets), batchnorm=True))
+    sizes = [10, 30] * 150
+    batches = list(zip(inputs[:6_000].split(sizes), targets[:6_000].split(sizes), strict=True))
+    found, exact = (
+        walked((inputs, targets), data=batches, batch_size=None, batchnorm=True, **each) for each in (HUGE, {})
+    )
+    assert found.steps["looks"].isin([1, 2]).all()
+    assert_holds(found, exact)
 
 
 def test_the_end_of_a_segment_and_the_start_of_the_next_are_estimates_of_their_own():

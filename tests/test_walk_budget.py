@@ -155,6 +155,16 @@ def test_the_losses_are_those_of_a_walk_that_was_told_so(clock):
     pd.testing.assert_frame_equal(walk.run.segments, told.run.segments, check_exact=True)
 
 
+def test_the_ends_of_what_a_budget_chose_are_over_all_data_whatever_the_largest_pass(clock):
+    """Its price and its precision are those of such ends."""
+    walk = run_of(clock, EVALUATION["certified"], steps=30, largest_pass=300)
+    assert plan_of(walk).method == "certified"
+    pd.testing.assert_frame_equal(
+        walk.run.segments, run_of(clock, EVALUATION["certified"], steps=30).run.segments, check_exact=True
+    )
+    assert (walk.run.steps["examples_evaluated"].dropna() >= len(DATA[0])).all()
+
+
 def test_costs_are_what_the_clock_says(clock, monkeypatch):
     seen = []
     choose = calibration.choose

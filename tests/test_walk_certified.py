@@ -520,6 +520,73 @@ class Masked(nn.Module):
         return torch.cat([output, torch.full_like(output[:, :1], -torch.inf)], dim=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [({}, 40), (CERTIFIED, 3), (CERTIFIED, 40), (CERTIFIED | {"largest_pass": 500}, 3)],
+    ids=["exact", "at the ends", "between them", "ends sampled"],
+)
+def test_a_loop_that_goes_on_after_ctrl_c_has_the_losses_of_where_it_stands(options, calls):
+    """What was kept of the end of the segment that was interrupted is no start of the next one."""
+    model, whole = net(), net()
+    inputs, targets = nets.classification(605)
+    calls_left = [math.inf]
+
+    def loss_fn(output, target):
+        calls_left[0] -= 1
+        if not calls_left[0]:
+            raise KeyboardInterrupt
+        return functional.cross_entropy(output, target)
+
+    runs = []
+    for one, interrupted in ((model, True), (whole, False)):
+        optimizer = SGD(one.parameters(), lr=0.8)
+        with sgdwalk.watch(one, optimizer, loss_fn, (inputs, targets), batch_size=20, **options) as walk:
+            for step in range(6):
+                calls_left[0] = calls if interrupted and step == 3 else math.inf
+                try:
+                    update(one, optimizer, inputs, targets, range(step, step + 1))
+                except KeyboardInterrupt:
+                    assert interrupted
+                    assert step == 3
+        runs.append(walk.run)
+    found, exact = runs
+    assert "interrupted by KeyboardInterrupt" in found.steps["segment_reason"][3]
+    assert list(found.steps.index[found.steps["loss"].isna()]) == [3]
+    rest = exact.steps.drop(3)
+    np.testing.assert_allclose(
+        found.steps["loss"].drop(3), rest["loss"], rtol=1e-2 if "largest_pass" in options else 1e-6
+    )
+
+
+def test_outputs_of_another_kind_are_no_start(monkeypatch):
+    """At the look now and then at what mixes examples, a forward that now returns the loss itself is followed."""
+    monkeypatch.setattr("sgdwalk.measuring.NOISE_EVERY", 3)
+    inside = [False]
+
+    def forward(model, batch):
+        output = model(batch[0])
+        return (functional.cross_entropy(output, batch[1]), batch[1]) if inside[0] else (output, batch[1])
+
+    def loss_fn(output, target):
+        return functional.cross_entropy(output, target) if output.dim() else output
+
+    def run_of(**options):
+        model = net()
+        inputs, targets = nets.classification(605)
+        optimizer = SGD(model.parameters(), lr=0.8)
+        inside[0] = False
+        data = list(zip(inputs.split(20), targets.split(20), strict=True))
+        with sgdwalk.watch(model, optimizer, loss_fn, data, forward=forward, on_error="raise", **options) as walk:
+            for step in range(6):
+                inside[0] = step >= 3
+                update(model, optimizer, inputs, targets, range(step, step + 1))
+        return walk.run
+
+    found = run_of(method="certified")
+    assert found.events["kind"].tolist() == ["loss_interpolated"]
+    assert_holds(found, run_of())
+
+
 @pytest.mark.parametrize("options", [{}, {"largest_pass": 500}], ids=["ends over all data", "ends sampled"])
 def test_masked_logits_are_no_reason_for_the_exact_losses(options):
     """-inf at both ends is -inf in between, and no move that a sample must look at."""

@@ -211,6 +211,8 @@ class CertifiedSegments(Segments):
             self.kept = None
         if self.passage is None or query.exactly:  # a look now and then: what mixes examples may come into play later
             source = self._source(query)
+            if self.passage is not None and type(source) is not type(self.passage.source):
+                self.kept = None  # outputs of another kind
             self.passage = Passage(source, units_of(source), self._num_points)
         here = self.passage
         here.begin(query.start, query.end)
