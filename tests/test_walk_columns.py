@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import math
+import weakref
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,7 +89,8 @@ def examples() -> tuple[Tensor, Tensor]:
 def assert_rows_of(run: sgdwalk.Run, whole: sgdwalk.Run, steps: set[int]) -> None:
     """These steps have what they have in the walk that keeps all; others have neither value nor reason."""
     assert len(run.steps) == len(whole.steps)
-    kept = sorted(steps)
+    kept, nothing = sorted(steps), pd.Series(None, index=whole.steps.index, dtype="object")
+    assert run.events["kind"].tolist() in ([], whole.events["kind"].tolist(), ["never_watched"])
     for column in [name for name in COLUMNS if name in whole.steps]:
         values = run.steps.get(column)
         if values is None:  # a column of a measure that was never taken
@@ -94,10 +98,9 @@ def assert_rows_of(run: sgdwalk.Run, whole: sgdwalk.Run, steps: set[int]) -> Non
             continue
         assert values.loc[kept].equals(whole.steps[column].loc[kept]), column
         assert values.drop(kept).isna().all(), column
-        reasons = run.steps.get(f"{column}_reason")
-        if reasons is not None:
-            assert reasons.drop(kept).isna().all(), column
-            assert reasons.loc[kept].equals(whole.steps[f"{column}_reason"].loc[kept]), column
+        found, true = (each.steps.get(f"{column}_reason", nothing) for each in (run, whole))
+        assert found.drop(kept).isna().all(), column
+        assert found.loc[kept].dropna().to_dict() == true.loc[kept].dropna().to_dict(), column
 
 
 @pytest.mark.parametrize("optimizers", ["sgd", "adam", "lbfgs", "two"])
@@ -399,6 +402,83 @@ def test_every_schedule_is_asked_once_for_every_update():
     assert_rows_of(run, whole_walk("sgd", True), {0, 4, 8})
 
 
+def test_a_schedule_that_keeps_raising_keeps_being_told():
+    model, optimizer = start()
+    told = []
+    schedules = {
+        "when": lambda step: 1 / (step - 1),
+        "measures": {"one": sgdwalk.at(lambda step: 1 / 0, lambda here: 0)},
+    }
+    data = functional.cross_entropy, examples()
+    with sgdwalk.watch(model, optimizer, *data, on_error="raise", **schedules) as walk:
+        for step in range(3):
+            try:
+                train(model, optimizer, range(step, step + 1))
+            except ZeroDivisionError:
+                told.append(step)
+    assert told == [0, 1, 2]
+    assert walk.run.steps.empty
+
+
+def test_a_walk_that_nobody_holds_any_more_is_gone():
+    gc.collect()
+    gc.disable()
+    try:
+        model, optimizer = start()
+        walk = sgdwalk.watch(model, optimizer, None, None, when=None, columns=sgdwalk.every(3))
+        train(model, optimizer, range(4))
+        walk.close()
+        held = weakref.ref(walk)
+        del walk
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("columns", [sgdwalk.every(1), None])
+def test_a_pass_over_the_batches_with_other_weights_leaves_no_trace(columns):
+    """As for a validation by averaged weights, which are put back before the next update."""
+    model, optimizer = start()
+    data = functional.cross_entropy, examples()
+    options = {"batch_size": 5, "when": sgdwalk.every(3), "columns": columns, "on_error": "raise"}
+    runs = []
+    for swaps in (True, False):
+        model, optimizer = start()
+        with sgdwalk.watch(model, optimizer, *data, **options) as walk:
+            for step in range(8):
+                if swaps:
+                    own = copy.deepcopy(model.state_dict())
+                    model.load_state_dict({name: 0.5 * tensor for name, tensor in own.items()})
+                    for inputs, targets in walk.batches():
+                        functional.cross_entropy(model(inputs), targets)
+                    model.load_state_dict(own)
+                train(model, optimizer, range(step, step + 1))
+        runs.append(walk.run)
+    assert runs[0].events.empty
+    assert runs[0].segments.equals(runs[1].segments)
+    assert runs[0].steps.equals(runs[1].steps)
+
+
+@pytest.mark.parametrize("columns", [sgdwalk.every(1), None])
+def test_a_pass_in_which_an_update_is_made_says_nothing_of_the_loss(columns):
+    model, optimizer = start()
+    data = functional.cross_entropy, examples()
+    watching = {"batch_size": 5, "when": sgdwalk.every(2), "columns": columns, "on_error": "raise"}
+    losses = {}
+    with sgdwalk.watch(model, optimizer, *data, **watching) as walk:
+        for _ in range(4):
+            for index, (inputs, targets) in enumerate(walk.batches()):
+                functional.cross_entropy(model(inputs), targets).backward()
+                if index % 2:
+                    with torch.no_grad():
+                        losses[walk.step] = functional.cross_entropy(model(examples()[0]), examples()[1]).item()
+                    optimizer[0].step()
+                    optimizer[0].zero_grad()
+    found = walk.run.steps["loss"].dropna()
+    assert found.index.tolist() == [0, 2, 4, 6]
+    assert found.tolist() == pytest.approx([losses[step] for step in found.index], rel=1e-6)
+
+
 def test_where_all_is_kept_a_schedule_that_raises_does_so_after_the_update():
     def broken(step: int) -> bool:
         raise RuntimeError("no idea")
@@ -443,7 +523,7 @@ def test_wrong_arguments_are_refused():
         sgdwalk.watch(model, optimizer, None, None, when=None, columns=None)
     with pytest.raises(sgdwalk.InputError, match=r"The schedule in_epochs.*steps_per_epoch"):
         sgdwalk.watch(model, optimizer, None, None, when=None, columns=sgdwalk.in_epochs(2))
-    for name in ("columns", "segment"):
+    for name in ("columns", "segment", "looked_at", "directness"):
         with pytest.raises(sgdwalk.InputError, match="cannot be named"):
             sgdwalk.watch(model, optimizer, functional.cross_entropy, data, measures={name: lambda here: 0.0})
 

@@ -62,7 +62,7 @@ def derived(run: Run) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "watched": steps.index.isin(run.segments["step"].unique()),
-            "looked_at": looked_at(steps),
+            "looked_at": looked_at(run),
             "interior_floor": interior,
             "critical_ratio": 2 * steps["alpha_star"],
             "update_ratio": steps["update_norm"] / steps["param_norm"].where(steps["param_norm"] > 0),
@@ -197,13 +197,13 @@ def gauge_epochs(run: Run) -> pd.DataFrame:
     """
     if "gauge" not in run.steps:
         raise InputError("The run has no column gauge: pass gauge=True to watch(), and columns that are kept.")
-    groups = run.steps.groupby("epoch", dropna=False, sort=True)
+    groups = run.steps.assign(looked_at=looked_at(run)).groupby("epoch", dropna=False, sort=True)
     return _by_epoch({epoch: _gauged(steps) for epoch, steps in groups})
 
 
 def gauge_totals(run: Run) -> dict[str, Any]:
     """The row of :func:`gauge_epochs` for all updates of a walk together."""
-    return _gauged(run.steps)
+    return _gauged(run.steps.assign(looked_at=looked_at(run)))
 
 
 def _gauged(steps: pd.DataFrame) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _gauged(steps: pd.DataFrame) -> dict[str, Any]:
         "gauge_low": mean.low,
         "gauge_high": mean.high,
         "positive_share": float((known > 0).mean()) if len(known) else math.nan,
-        "undefined": int((steps["gauge"].isna() & looked_at(steps)).sum()),
+        "undefined": int((steps["gauge"].isna() & steps["looked_at"]).sum()),
     }
 
 
@@ -294,7 +294,7 @@ def _totals(table: pd.DataFrame) -> dict[str, Any]:
         "over_edge_share": (alpha_star < 0.5).mean() if len(alpha_star) else math.nan,
         "mean_cosine": table["cosine"].mean(),
         "distance": math.nan if last is None else last["next_distance"],
-        "distance_after": pd.NA if last is None else int(looked.index[-1]) + 1,
+        "distance_after": 0 if last is None else int(looked.index[-1]) + 1,
         "directness": math.nan if last is None else last["directness"],
         "undefined_heights": watched["height"].isna().sum(),
         "undefined_barriers": watched["barrier"].isna().sum(),

@@ -58,7 +58,7 @@ def undefined(run: Run, columns: Sequence[str], steps: range | None = None) -> s
 
 
 def _looked_at(run: Run, columns: Sequence[str], steps: range | None) -> str:
-    looked = looked_at(within(run.steps, steps))
+    looked = looked_at(run)[within(run.steps, steps).index]
     if looked.all() or not {*UPDATE_COLUMNS} & {*columns}:
         return ""
     of = f"{looked.sum():,} of {count(len(looked), 'update')}"

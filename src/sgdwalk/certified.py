@@ -211,9 +211,9 @@ class CertifiedSegments(Segments):
             self.kept = None
         if self.passage is None or query.exactly:  # a look now and then: what mixes examples may come into play later
             source = self._source(query)
-            if self.passage is not None and type(source) is not type(self.passage.source):
-                self.kept = None  # outputs of another kind
             self.passage = Passage(source, units_of(source), self._num_points)
+            if self.kept and [tensor.shape for tensor in self.kept[0]] != self.passage.shapes:
+                self.kept = None  # outputs of another kind
         here = self.passage
         here.begin(query.start, query.end)
         first, chord, signs, last = here.ends(self.kept, query.known_start, query.heard)

@@ -38,10 +38,21 @@ def measure_columns(run: Run) -> list[str]:
     return [name for name in names if name not in known and not _is_reason(name, names)]
 
 
-def looked_at(steps: pd.DataFrame) -> pd.Series:
-    """Whether cosine, distance and norms of an update were computed: one of them is known, or a reason for none."""
+DERIVED_COLUMNS = (
+    *("watched", "looked_at", "interior_floor", "critical_ratio"),
+    *("update_ratio", "path_length", "directness"),
+)
+"""Columns of ``sgdwalk.analysis.derived``."""
+
+
+def looked_at(run: Run) -> pd.Series:
+    """Whether cosine, distance and norms of an update were computed: one of them is known, or a reason for none.
+
+    Of a run without any, all updates count as looked at: they are missing then, and not left out.
+    """
     reasons = [f"{name}_reason" for name in UPDATE_COLUMNS]
-    return steps[[name for name in (*UPDATE_COLUMNS, *reasons) if name in steps]].notna().any(axis=1)
+    looked = run.steps[[name for name in (*UPDATE_COLUMNS, *reasons) if name in run.steps]].notna().any(axis=1)
+    return looked | (not looked.any())
 
 
 ENDINGS = (

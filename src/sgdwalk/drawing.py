@@ -321,10 +321,10 @@ def series(ax: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str = "o")
 def _running_mean(x: NDArray[np.float64], y: NDArray[np.float64], window: int) -> Points:
     """The mean over ``window`` values around each, within stretches of the usual spacing; a gap between stretches.
 
-    Steps drawn one from each ten, say, lie up to twice as far apart as they do on average.
+    Usual is what nine in ten are spaced by at most: steps that are drawn at random lie closer and farther apart.
     """
     spacing = np.diff(x)
-    stretch = np.concatenate([[0], np.cumsum(spacing > 2.5 * np.median(spacing))])
+    stretch = np.concatenate([[0], np.cumsum(spacing > 1.5 * np.quantile(spacing, 0.9))])
     mean = pd.Series(y).groupby(stretch).transform(lambda part: part.rolling(window, center=True, min_periods=1).mean())
     breaks = np.flatnonzero(np.diff(stretch)) + 1
     return np.insert(x, breaks, np.nan), np.insert(mean.to_numpy(), breaks, np.nan)

@@ -106,10 +106,10 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def _of_updates(row: dict[str, Any]) -> str:
-    """How many updates have a gauge, where not all that could have one do."""
+    """How many updates; where not all were looked at, how many of them have a gauge."""
     if row["num_gauged"] + row["undefined"] == row["num_updates"]:
         return f"{row['num_updates']:,}"
-    return f"{row['num_gauged'] + row['undefined']:,} of {row['num_updates']:,}"
+    return f"{row['num_gauged']:,} of {row['num_updates']:,}"
 
 
 def share(value: float) -> str:

@@ -21,7 +21,7 @@ from sgdwalk import drawing
 from sgdwalk.analysis import derived, within
 from sgdwalk.barrier_figure import barriers
 from sgdwalk.captions import course, sentences, span, undefined
-from sgdwalk.columns import check_runs, plain_measures
+from sgdwalk.columns import check_runs, looked_at, plain_measures
 from sgdwalk.curvature_figures import curvature, intervals, spectral_density
 from sgdwalk.drawing import COLOURS, WIDTH, Panel, Picture
 from sgdwalk.epoch_figure import epoch_means
@@ -198,8 +198,10 @@ def progress(*runs: Run, steps: range | None = None, width: float = WIDTH) -> Pi
     ]
     caption = (
         "Update ratio: the length of an update over the norm of the parameters. Directness: the distance from the "
-        "start over the length of the path so far, known as long as every update was looked at; 1 is a straight line."
+        "start over the length of the path so far; 1 is a straight line."
     )
+    if not all(looked_at(run).all() for run in runs):
+        caption += " It is known as long as every update was looked at."
     return _over_steps(runs, "How far each step reaches", caption, columns, steps, width)[0]
 
 

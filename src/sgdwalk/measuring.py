@@ -88,6 +88,8 @@ class Measuring:
         self._awaited: AwaitedEnd | None = None
         self._heard_since_update = False
         """Whether a pass of the loop said since the last update what L is: the pass before the next one will too."""
+        self._num_updates = 0
+        """Counts on with every update, so that a pass of the loop can tell that one was made within it."""
         self._data_versions = data.versions()
         self._told: set[str] = set()
 
@@ -127,14 +129,15 @@ class Measuring:
         Only where something of it is wanted, and the model stands at the kept point before and after.
         """
         hearing = self._hearing if between_updates and self.full_loss.site.can_be_held else None
-        if (self._kept is not None and hearing is None) or not self._stands(between_updates):
+        if (self._kept is not None and hearing is None) or not self._take_stand(between_updates):
             yield from self.full_loss.data
             return
+        num_updates = self._num_updates
         most_bytes = 0 if hearing is None else hearing.most_bytes
         pass_over = Overheard(self.full_loss, self._model, most_bytes)
         yield from pass_over.batches()
         try:
-            if pass_over.heard is not None and self._stands(between_updates):
+            if pass_over.heard is not None and self._num_updates == num_updates and not self._left():
                 self._hear(pass_over.heard)
         except Exception:  # what was heard is dropped; the evaluation that takes its place will tell
             self._heard_since_update = False
@@ -160,19 +163,34 @@ class Measuring:
         """What has use for the outputs of the loop's passes: certified segments whose ends are over all data."""
         return self._certified if isinstance(self._certified, CertifiedSegments) else None
 
-    def _stands(self, between_updates: bool) -> bool:
-        """Whether the model stands at the kept point, which is here where the update before was not looked at."""
+    def _take_stand(self, between_updates: bool) -> bool:
+        """Whether the model stands at the kept point; where nobody followed it to here, the kept point is here now."""
+        trajectory = self._trajectory
         try:
-            if between_updates and not self._trajectory.is_current:
-                self._trajectory.catch_up()
-            return self._trajectory.is_current and not self._trajectory.moved()
-        except InputError:  # a parameter of another shape: the next update will tell
+            trajectory.vector.check_layout()
+        except InputError:  # the next update will tell
             return False
+        if trajectory.is_current:
+            return not trajectory.moved()
+        if between_updates:
+            trajectory.vector.read_into(trajectory.point)
+        return between_updates
+
+    def _left(self) -> bool:
+        trajectory = self._trajectory
+        trajectory.vector.check_layout()
+        return trajectory.kernel.moved(trajectory.vector, trajectory.point)
+
+    def forget_elsewhere(self) -> None:
+        """Before an update from where nobody followed the model to: L was heard there, or is forgotten."""
+        if self._kept is not None and self._left():
+            self.forget()
 
     def forget(self) -> None:
         """The parameters moved since the last evaluation: its loss is no start of a segment, and none waits."""
         self._kept = None
         self._heard_since_update = False
+        self._num_updates += 1
         if self._awaited is not None:
             self._awaited.release()
             self._awaited = None
@@ -197,6 +215,7 @@ class Measuring:
 
         Where the segment's end will be heard in the loop's next pass it is left for ``finish()``.
         """
+        self._num_updates += 1
         result = Measurement()
         site = self.full_loss.site
         self._look_at_data(result)

@@ -46,18 +46,23 @@ class ParameterVector:
         return self.parameters[0].dtype
 
     def check_layout(self) -> None:
-        """Raise where a parameter changed its shape or dtype: the kept vectors no longer fit it."""
+        """Raise where a parameter changed its shape, dtype or device: the kept vectors no longer fit it."""
         if self._present_layout() == self._layout:
             return
-        for parameter, (shape, dtype) in zip(self.parameters, self._layout, strict=True):
-            if parameter.shape != shape or parameter.dtype != dtype:
+        for parameter, (shape, dtype, device) in zip(self.parameters, self._layout, strict=True):
+            if (parameter.shape, parameter.dtype) != (shape, dtype):
                 raise InputError(
                     f"A parameter of shape {tuple(shape)} and dtype {dtype} now has shape {tuple(parameter.shape)} and "
                     f"dtype {parameter.dtype}: no segment leads from one to the other. Close the walk and watch again."
                 )
+            if parameter.device != device:
+                raise InputError(
+                    f"A parameter that was on {device} is on {parameter.device} now, away from the walk's vectors: "
+                    "move the model before watch(), or close the walk and watch again."
+                )
 
-    def _present_layout(self) -> list[tuple[torch.Size, torch.dtype]]:
-        return [(parameter.shape, parameter.dtype) for parameter in self.parameters]
+    def _present_layout(self) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+        return [(parameter.shape, parameter.dtype, parameter.device) for parameter in self.parameters]
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.size, dtype=self.dtype, device=self.device)

@@ -52,6 +52,8 @@ class Passage:
         self._starts: list[Floats] | None = None
         self._first_unit = np.searchsorted(units.batch, np.arange(len(source.data) + 1))
         output, target = source.outputs(0)
+        self.shapes = [tensor.shape for tensor in floats(output)]
+        """Of the first evaluation batch's outputs."""
         self._loss.check(output, target, source.data.sizes[0])
         size = sum(tensor.numel() * tensor.element_size() for tensor in floats(output)) / source.data.sizes[0]
         self._output_bytes = size

@@ -265,7 +265,7 @@ def pointed_at(run: Run) -> pd.Index:
 def best_known(run: Run) -> pd.Index:
     """The watched steps; where there is none, those that were looked at, and all where none was."""
     watched = pd.Index(run.segments["step"].unique(), name="step")
-    looked = run.steps.index[looked_at(run.steps)]
+    looked = run.steps.index[looked_at(run)]
     return next((steps for steps in (watched, looked) if len(steps)), run.steps.index)
 
 

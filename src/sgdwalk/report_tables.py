@@ -102,14 +102,17 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         row(
             "Distance from the start",
             "of the parameters, after so many updates",
-            lambda one: (number(one["distance"]), f"after {_whole(one['distance_after'])}"),
+            lambda one: (
+                number(one["distance"]),
+                f"after {0 if pd.isna(one['distance_after']) else one['distance_after']:,}",
+            ),
         ),
     ]
 
 
 def _of_those_looked_at(one: dict[str, Any]) -> str:
     looked, updates = one["num_looked_at"], one["num_updates"]
-    return "" if looked == updates else f"over {looked:,} of {count(updates, 'update')}"
+    return "" if looked == updates else f"over {looked - one['undefined_cosines']:,} of {count(updates, 'update')}"
 
 
 def _sampled_totals(run: Run) -> dict[str, Any]:

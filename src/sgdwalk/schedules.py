@@ -1,6 +1,7 @@
 """What is due at which update of a walk: a schedule for cosine, distance and norms, one for segments and one a measure.
 
-Each is asked once for every update, so that one that counts its calls serves, too.
+Where every update is looked at each is asked after the update. Else it must be known before whether θ_t, and one before
+that whether g_{t-1} will be needed: so each is asked one update ahead, once, and its answer kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from sgdwalk.when import StepPredicate, When, describe, every
 
 COLUMNS, SEGMENT = "columns", "segment"
+Answer = tuple[set[str], dict[str, Exception]]
+"""What is due at a step, and which schedules raised when they were asked."""
 
 
 class Schedules:
@@ -19,7 +22,6 @@ class Schedules:
         columns: updates at which cosine, distance and norms are kept though nothing else is due.
         named: ``segment`` and the measures; may change while the walk goes on.
         switched_off: names that are due no more; grows while the walk goes on.
-        failed: told of a schedule that raised, and what; expected to switch it off.
     """
 
     def __init__(
@@ -27,7 +29,6 @@ class Schedules:
         columns: StepPredicate | None,
         named: MutableMapping[str, StepPredicate | None],
         switched_off: set[str],
-        failed: Callable[[str, Exception], None],
     ):
         self.named = named
         self.fired: set[str] = set()
@@ -36,33 +37,48 @@ class Schedules:
         """Whether every update is looked at, whatever else is due."""
         self._columns = columns
         self._switched_off = switched_off
-        self._failed = failed
-        self._asked: dict[int, tuple[set[str], dict[str, Exception]]] = {}
-        """What is due at a step, and which schedules raised when they were asked."""
+        self._answers: dict[int, Answer] = {}
 
-    def at(self, step: int) -> set[str]:
-        """``columns``, ``segment`` and names of measures: what is to be kept of the update that is made now."""
-        due, errors = self._ask(step)
-        while errors:
-            self._failed(*errors.popitem())
+    def at(self, step: int, failed: Callable[[str, Exception], None]) -> set[str]:
+        """``columns``, ``segment`` and names of measures: what is to be kept of the update that is made now.
+
+        ``failed`` is told of a schedule that raised, and what; it is expected to switch it off.
+        """
+        due, errors = self._ask(step) if self.always_looks else self._answer(step)
+        for name in list(errors):
+            failed(name, errors[name])
+            del errors[name]
         return due - self._switched_off
 
     def anything_at(self, step: int) -> bool:
         """Whether anything is due at an update to come; a schedule that raises is told when it comes."""
-        return bool(self._ask(step)[0] - self._switched_off)
+        return bool(self._answer(step)[0] - self._switched_off)
 
-    def _ask(self, step: int) -> tuple[set[str], dict[str, Exception]]:
-        if step not in self._asked:
-            due, errors = set(), {}
-            for name, schedule in self._live():
-                try:
-                    if schedule(step):
-                        due.add(name)
-                except Exception as error:
-                    errors[name] = error
-            self._asked = {other: answer for other, answer in self._asked.items() if other == step - 1}
-            self._asked[step] = due, errors
-        return self._asked[step]
+    def segment_at(self, step: int) -> bool:
+        """Whether a segment is due at the update to come, as far as can be told now."""
+        if not self.always_looks:
+            return SEGMENT in self._answer(step)[0] - self._switched_off
+        schedule = self.named[SEGMENT]
+        try:
+            return schedule is not None and bool(schedule(step))
+        except Exception:  # it will be told when the step is taken
+            return False
+
+    def _answer(self, step: int) -> Answer:
+        if step not in self._answers:
+            before = {other: answer for other, answer in self._answers.items() if other == step - 1}
+            self._answers = before | {step: self._ask(step)}
+        return self._answers[step]
+
+    def _ask(self, step: int) -> Answer:
+        due, errors = set(), {}
+        for name, schedule in self._live():
+            try:
+                if schedule(step):
+                    due.add(name)
+            except Exception as error:
+                errors[name] = error
+        return due, errors
 
     def change(self, named: Mapping[str, StepPredicate | None]) -> None:
         """Take other schedules for some names, from the next update on."""
@@ -71,7 +87,7 @@ class Schedules:
 
     def forget(self) -> None:
         """What was asked so far counts no more: the walk goes on from another update."""
-        self._asked = {}
+        self._answers = {}
 
     def never_fired(self) -> list[str]:
         """What was asked for and was due at no update, in words."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from sgdwalk.run import Run
 
 
+NEAR = 0.9
+"""Of the updates after which distances are compared; a walk not looked at since is left out."""
 EXACT_LOOK = 3
 """``looks`` of a step whose losses are exact."""
 ROUGH = 0.5
@@ -38,7 +39,7 @@ def describe(run: Run) -> list[str]:
         _about_the_floor(run, numbers),
         _about_barriers(run, numbers),
         _about_turns(numbers),
-        _about_the_way(numbers),
+        _about_the_way(run, numbers),
         *_about_the_estimate(run),
         *_about_the_gauge(run),
         *_about_edges(run),
@@ -144,15 +145,17 @@ def _about_the_gauge(run: Run) -> list[str]:
     found = gauge_totals(run)
     if math.isnan(found["mean_gauge"]):
         return ["The mean slope at the end of its updates is unknown."]
-    looked, updates = found["num_gauged"] + found["undefined"], found["num_updates"]
-    which = "its updates" if looked == updates else f"{found['num_gauged']:,} of its {updates:,} updates"
+    updates, all_looked_at = found["num_updates"], found["num_gauged"] + found["undefined"] == found["num_updates"]
+    which, they = "its updates", "they"
+    if not all_looked_at:
+        which, they = f"{found['num_gauged']:,} of its {updates:,} updates", "these"
     low, high = found["gauge_low"], found["gauge_high"]
     if low > 0:
-        tells = ": on average these go past the floor of their segment"
+        tells = f": on average {they} go past the floor of their segment"
     elif high < 0:
-        tells = ": on average these end before the floor of their segment"
+        tells = f": on average {they} end before the floor of their segment"
     else:
-        tells = "; whether these go past the floor of their segment it does not tell"
+        tells = f"; whether {they} go past the floor of their segment it does not tell"
     known = confidence(low, high, "an interval needs nine updates with a gauge")
     return [f"The mean slope of the loss at the end of {which} is {number(found['mean_gauge'])}{known}{tells}."]
 
@@ -184,7 +187,8 @@ def _about_turns(numbers: dict[str, Any]) -> str:
     else:
         side = next(words for bound, words in _TURNS if numbers["mean_cosine"] <= bound)
         looked, updates = numbers["num_looked_at"], numbers["num_updates"]
-        of = "" if looked == updates else f", over {looked:,} of {count(updates, 'update')}"
+        known = looked - numbers["undefined_cosines"]
+        of = "" if looked == updates else f", over {known:,} of {count(updates, 'update')}"
         turns = f"Consecutive gradients {side} (mean cosine {number(numbers['mean_cosine'])}{of})"
     defined = numbers["num_watched"] - numbers["undefined_alpha_stars"]
     if defined == 0:
@@ -202,10 +206,10 @@ _TURNS = (
 )
 
 
-def _about_the_way(numbers: dict[str, Any]) -> str:
+def _about_the_way(run: Run, numbers: dict[str, Any]) -> str:
     if math.isnan(numbers["distance"]):
         return "How far it came from its start is unknown."
-    at_the_end = numbers["distance_after"] == numbers["num_updates"]
+    at_the_end = numbers["distance_after"] == run.steps.index[-1] + 1
     when = "It ends" if at_the_end else f"After {count(numbers['distance_after'], 'update')} it was"
     way = f"{when} at distance {number(numbers['distance'])} from its start"
     if math.isnan(numbers["directness"]):
@@ -239,7 +243,7 @@ def _about_edge(steps: pd.DataFrame, name: str, said: str) -> str:
 
 
 def describe_together(runs: Sequence[Run]) -> list[str]:
-    """What several walks show side by side; distances are compared after the last update that all were looked at.
+    """What several walks show side by side; distances are compared after the same number of updates, or nearly.
 
     >>> describe_together([run])
     []
@@ -258,10 +262,16 @@ def describe_together(runs: Sequence[Run]) -> list[str]:
     sharper = "{} turns back more sharply than {}: mean cosine {}, against {}."
     sharpest = "{} turns back most sharply: mean cosine {}; {}."
     sentences.append(_ranked(runs, cosines, sharper, sharpest, lowest_first=True))
-    together = functools.reduce(pd.Index.intersection, (run.steps.index[looked_at(run.steps)] for run in runs))
-    if len(together):
-        after = f"After {count(together.max() + 1, 'update')} "
-        distances = [run.steps["next_distance"].loc[together.max()] for run in runs]
+    looked = [run.steps.index[looked_at(run)] for run in runs]
+    if all(map(len, looked)):
+        last = min(steps[-1] for steps in looked)
+        nearest = [steps[steps <= last][-1] if steps[0] <= last else -1 for steps in looked]
+        about = "" if min(nearest) == last else "about "
+        after = f"After {about}{count(last + 1, 'update')} "
+        distances = [
+            run.steps["next_distance"].loc[step] if step >= NEAR * last else math.nan
+            for run, step in zip(runs, nearest, strict=True)
+        ]
         farther = after + "{} is farther from its start than {}: at {}, against {}."
         farthest = after + "{} is farthest from its start: at {}; {}."
         sentences.append(_ranked(runs, distances, farther, farthest))

@@ -76,7 +76,6 @@ class Trajectory:
 
     def catch_up(self) -> None:
         """Take note of where the parameters stand now."""
-        self.vector.check_layout()
         self.vector.read_into(self.point)
         self._refresh()
         self.is_current = True

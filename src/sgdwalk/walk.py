@@ -102,7 +102,7 @@ class Walk:
         self._must_load = journal.holds_steps
         self._remarks = remarks
         self._disabled: set[str] = set()
-        self._schedules = Schedules(columns, schedules, self._disabled, self._disable)
+        self._schedules = Schedules(columns, schedules, self._disabled)
         self._looks = self._keeps_gradient = True
         """Whether cosine, distance and norms of the update under way are computed, and whether its gradient is kept."""
         self._closed = self._departed = False
@@ -185,11 +185,7 @@ class Walk:
         self._check_open()
         if self._evaluations is None:
             raise InputError("This walk was given no data and loss_fn, so it has no evaluation batches.")
-        schedule = self._schedules.named[SEGMENT]
-        try:
-            due = self._measuring is not None and schedule is not None and schedule(self._step)
-        except Exception:  # it will be told when the step is taken
-            due = False
+        due = self._measuring is not None and self._schedules.segment_at(self._step)
         if self._measuring is None or not (due or self._measuring.awaits_end):
             return iter(self._evaluations)
         return self._measuring.batches(between_updates=not self._departed)
@@ -354,10 +350,13 @@ class Walk:
         if self._optimizers:
             self._learning_rate = learning_rate(self._optimizers)
         if not self._schedules.always_looks:
-            due, follows = bool(self._schedules.at(self._step)), self._schedules.anything_at(self._step + 1)
+            due = bool(self._schedules.at(self._step, self._disable))
+            follows = self._schedules.anything_at(self._step + 1)
             self._keeps_gradient = due or follows
             self._looks = due or (follows and self._trajectory.displacement is not None)
         look = self._looks or self._resumed_point is not None
+        if self._measuring is not None and not self._trajectory.is_current:
+            self._measuring.forget_elsewhere()
         moved, added = self._trajectory.depart(self._parameters(), look=look)
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
@@ -386,7 +385,7 @@ class Walk:
         """θ_{t+1} stands in the model, θ_t is kept: measure what is due and record the update."""
         self._departed = False
         self._journal.commit_if_due()
-        wanted = self._schedules.at(self._step)
+        wanted = self._schedules.at(self._step, self._disable)
         self._schedules.fired |= wanted
         due = wanted - {COLUMNS}
         values, reasons = self._update_columns(wanted=bool(wanted), advance=not due)

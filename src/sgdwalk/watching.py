@@ -30,6 +30,7 @@ from sgdwalk.arguments import (
 )
 from sgdwalk.calibration import Budgeted
 from sgdwalk.certified import Certification
+from sgdwalk.columns import DERIVED_COLUMNS
 from sgdwalk.data import EvaluationData, evaluation_data
 from sgdwalk.errors import InputError, ResumeError, RunFolderError
 from sgdwalk.hooks import bare_optimizer
@@ -127,8 +128,8 @@ def watch(
         columns: predicate over steps at which cosine, distance, norms and the gauge are kept, such as ``one_in(10)``
             where at every update they cost too much; wherever something is measured they are there, too, and with None
             there alone. The update before each of them is looked at for what they need of it, others for nothing: from
-            one in four on that costs less than all. A loop that moves the parameters by itself is noticed between two
-            updates that are looked at.
+            one in four on that costs less than all. Schedules are asked one update ahead then, and a loop that moves
+            the parameters by itself is noticed between two updates that are looked at.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
             floor of its segment, a bounce. One vector more.
@@ -328,7 +329,8 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _check_measures(measures: Mapping[str, Any], taken: tuple[str, ...]) -> None:
     for name, measure in measures.items():
-        if name in (*STEP_TABLE_COLUMNS, *CERTIFIED_COLUMNS, *_WORDS, *taken) or name.endswith("_reason"):
+        own = (*STEP_TABLE_COLUMNS, *CERTIFIED_COLUMNS, *DERIVED_COLUMNS, *_WORDS, *taken)
+        if name in own or name.endswith("_reason"):
             raise InputError(f"A measure cannot be named {name!r}, which the walk itself uses: choose another name.")
         function = measure.measure if isinstance(measure, At) else measure
         if isinstance(function, type):
