@@ -16,7 +16,7 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: made by docs/make_curvature.py -->", "<!-- end of measured -->"
 NETS = {"mlp": "MLP on MNIST, 5,000 examples", "vgg11": "VGG-11 on CIFAR-10, 1,000 examples"}
 MODES = {"eval": "BatchNorm with running statistics", "train": "BatchNorm in train mode"}
-COLUMNS = ("side", "iterates", "products: first", "others", "time / sgdwalk", "largest error")
+COLUMNS = ("side", "iterates", "products: first", "others", "time / sgdwalk: median", "sum of others", "largest error")
 
 
 def lines() -> Iterator[str]:
@@ -37,20 +37,24 @@ def lines() -> Iterator[str]:
             yield ""
             yield f"| {' | '.join(COLUMNS)} |"
             yield f"|---|{'---:|' * (len(COLUMNS) - 1)}"
+            sides = [row["side"] for row in stored["summary"]]
             for row in stored["summary"]:
-                yield f"| {' | '.join(cells(row, len(stored['raw'][row['side']])))} |"
+                yield f"| {' | '.join(cells(row, stored['raw'][row['side']], stored['raw'][sides[0]]))} |"
     yield ""
     yield END
 
 
-def cells(row: dict[str, Any], iterates: int) -> Iterator[str]:
-    """One side's."""
+def cells(row: dict[str, Any], answers: list[dict[str, Any]], first: list[dict[str, Any]]) -> Iterator[str]:
+    """One side's, beside the first side's answers."""
+    iterates = len(answers)
+    seconds, ours = (sum(answer["seconds"] for answer in each[1:iterates]) for each in (answers, first))
     others, error = row["products, others (mean)"], row["largest error, %"]
     yield side(row["side"])
     yield str(iterates)
     yield str(row["products, first iterate"])
     yield "–" if others is None else f"{others:.1f}"
     yield "{:.2f}".format(row["time over the first side's (median)"])
+    yield f"{seconds / ours:.2f}" if ours else "–"
     judged = row.get("iterates with a reference", iterates)
     beside = "" if judged == iterates else f" at {judged}"
     yield (f"{error:.2g} %" if error < 10 else f"{error:.0f} %") + beside if judged else "unknown"
@@ -62,7 +66,8 @@ def side(name: str) -> str:
     if not brace:
         return name
     called = {"pyhessian": "PyHessian", "hessian_eigenthings": "hessian-eigenthings"}.get(peer, peer)
-    return ", ".join([called, *(f"{key}={value}" for key, value in json.loads("{" + setting).items())])
+    told = [f"{key}={value}" for key, value in json.loads("{" + setting).items()]
+    return ", ".join([called, *(told or ["its defaults"])])
 
 
 def render(page: str) -> str:

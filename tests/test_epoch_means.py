@@ -57,7 +57,7 @@ def test_where_an_interval_is_not_known_the_reason_is_told():
     assert "Where height and floor have none, fewer than three sampled updates have them." in samples.notes
     (gauge,) = epoch_means(quadratic_walk(num_steps=5, measures=lambda step: {"gauge": 0.1}))
     assert gauge.rows[0][2] == "0.100 (–)"
-    assert "An interval needs nine updates." in gauge.notes
+    assert "An interval needs nine updates with a gauge." in gauge.notes
 
 
 def test_sampled_updates_without_a_height_are_counted_with_the_reason():
