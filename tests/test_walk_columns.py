@@ -19,7 +19,7 @@ from torch.nn import functional
 import nets
 import sgdwalk
 from sgdwalk import analysis, figures
-from sgdwalk.columns import UPDATE_COLUMNS
+from sgdwalk.columns import DERIVED_COLUMNS, UPDATE_COLUMNS
 from sgdwalk.epoch_means import epoch_means
 from sgdwalk.kernels import NumpyKernel, TorchKernel
 from sgdwalk.objective import FullLoss
@@ -175,41 +175,38 @@ def test_an_update_that_is_not_looked_at_touches_no_vector(gauge, monkeypatch):
     assert [touched[step] for step in (1, 2, 3, 4, 7)] == [set()] * 5
 
 
-def test_a_loop_that_moves_the_parameters_gets_no_wrong_number():
-    """Seen between two updates that are looked at; elsewhere the row starts from where the parameters stand."""
+def moved_by_the_loop(columns: set[int], moves: dict[int, float]) -> sgdwalk.Run:
+    """Steps of -0.5 from 1, the loop itself putting θ elsewhere before some of them."""
     parameter = nn.Parameter(torch.tensor([1.0]))
     model = nn.Module()
     model.register_parameter("theta", parameter)
     optimizer = torch.optim.SGD([parameter], lr=0.5)
-    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True, columns={2, 5}.__contains__) as walk:
-        for step in range(7):
-            if step in (1, 5):
-                parameter.data.fill_(4.0 * step)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True, columns=columns.__contains__) as walk:
+        for step in range(max(columns) + 2):
+            if step in moves:
+                parameter.data.fill_(moves[step])
             parameter.grad = torch.ones(1)
             optimizer.step()
-    steps = walk.run.steps
+    return walk.run
+
+
+def test_a_loop_that_moves_the_parameters_gets_no_wrong_number():
+    """Seen between two updates that are looked at; elsewhere the row starts from where the parameters stand."""
+    run = moved_by_the_loop({2, 5}, {1: 4.0, 5: 20.0})
+    steps = run.steps
     # θ: 1, then 4 at step 1, 3.5 at 2; 20 at 5, where the walk knew 2 from the update before.
     assert steps.loc[2, ["distance", "next_distance", "update_norm", "gauge"]].tolist() == [2.5, 2.0, 0.5, -0.5]
     assert steps.loc[5, ["distance", "next_distance", "update_norm"]].tolist() == [19.0, 18.5, 0.5]
     assert math.isnan(steps.loc[5, "gauge"])
     assert "changed" in steps.loc[5, "gauge_reason"]
-    assert walk.run.events[["step", "kind"]].to_numpy().tolist() == [[5, "moved_parameters"]]
+    assert run.events[["step", "kind"]].to_numpy().tolist() == [[5, "moved_parameters"]]
 
 
 def test_a_move_between_updates_that_are_not_looked_at_both_is_not_seen_and_does_no_harm():
-    parameter = nn.Parameter(torch.tensor([1.0]))
-    model = nn.Module()
-    model.register_parameter("theta", parameter)
-    optimizer = torch.optim.SGD([parameter], lr=0.5)
-    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True, columns={2, 6}.__contains__) as walk:
-        for step in range(8):
-            if step == 3:
-                parameter.data.fill_(9.0)
-            parameter.grad = torch.ones(1)
-            optimizer.step()
-    found = walk.run.steps.loc[6, ["distance", "next_distance", "update_norm", "gauge"]]
+    run = moved_by_the_loop({2, 6}, {3: 9.0})
+    found = run.steps.loc[6, ["distance", "next_distance", "update_norm", "gauge"]]
     assert found.tolist() == [6.5, 6.0, 0.5, -0.5]
-    assert walk.run.events.empty
+    assert run.events.empty
 
 
 def test_weights_that_are_swapped_in_while_the_state_is_asked_for_change_nothing():
@@ -553,6 +550,7 @@ def test_tables_and_sentences_speak_of_what_was_looked_at():
     assert any("50 of its 250 updates" in sentence for sentence in describe(run))
     assert "Cosine, distance and norms of walk are those of 50 of 250 updates." in figures.progress(run).notes
     assert analysis.derived(run)["looked_at"].sum() == 50
+    assert tuple(analysis.derived(run)) == DERIVED_COLUMNS
     assert epochs_table(run, label).rows[0][4:6] == [number(whole.steps["next_distance"].loc[123], zeros=True), "124"]
     assert "after updates" not in epochs_table(whole, label).header
 

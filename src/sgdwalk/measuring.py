@@ -177,6 +177,7 @@ class Measuring:
         return between_updates
 
     def _left(self) -> bool:
+        """Whether the model stands elsewhere than at the kept point, whoever put that there."""
         trajectory = self._trajectory
         trajectory.vector.check_layout()
         return trajectory.kernel.moved(trajectory.vector, trajectory.point)

@@ -14,6 +14,7 @@ from sgdwalk.analysis import by_epoch, derived, left_out, sampled_totals, totals
 from sgdwalk.columns import measure_columns, sampled_columns, sampled_measures
 from sgdwalk.epoch_means import epoch_means, share
 from sgdwalk.report_figures import BARRIER_WORDS, LABELS, RunLabel, barrier_codes, best_known, evenly, spoken
+from sgdwalk.summary import cosines_known
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -97,22 +98,14 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         row(
             "Cosine of consecutive gradients",
             "mean; −1 is straight back, 1 straight on",
-            lambda one: (number(one["mean_cosine"]), _of_those_looked_at(one)),
+            lambda one: (number(one["mean_cosine"]), cosines_known(one)),
         ),
         row(
             "Distance from the start",
             "of the parameters, after so many updates",
-            lambda one: (
-                number(one["distance"]),
-                f"after {0 if pd.isna(one['distance_after']) else one['distance_after']:,}",
-            ),
+            lambda one: (number(one["distance"]), f"after {one['distance_after']:,}"),
         ),
     ]
-
-
-def _of_those_looked_at(one: dict[str, Any]) -> str:
-    looked, updates = one["num_looked_at"], one["num_updates"]
-    return "" if looked == updates else f"over {looked - one['undefined_cosines']:,} of {count(updates, 'update')}"
 
 
 def _sampled_totals(run: Run) -> dict[str, Any]:

@@ -181,15 +181,23 @@ def _about_barriers(run: Run, numbers: dict[str, Any]) -> str:
     return f"{told}; {numbers['num_significant_barriers']:,} of them rise above twice the noise of the loss."
 
 
+def cosines_known(numbers: dict[str, Any]) -> str:
+    """Of how many updates a mean cosine is; '' where all were looked at.
+
+    >>> cosines_known({"num_updates": 400, "num_looked_at": 40, "undefined_cosines": 1})
+    'over 39 of 400 updates'
+    """
+    looked, updates = numbers["num_looked_at"], numbers["num_updates"]
+    return "" if looked == updates else f"over {looked - numbers['undefined_cosines']:,} of {count(updates, 'update')}"
+
+
 def _about_turns(numbers: dict[str, Any]) -> str:
     if math.isnan(numbers["mean_cosine"]):
         turns = "The angle between consecutive gradients is unknown"
     else:
         side = next(words for bound, words in _TURNS if numbers["mean_cosine"] <= bound)
-        looked, updates = numbers["num_looked_at"], numbers["num_updates"]
-        known = looked - numbers["undefined_cosines"]
-        of = "" if looked == updates else f", over {known:,} of {count(updates, 'update')}"
-        turns = f"Consecutive gradients {side} (mean cosine {number(numbers['mean_cosine'])}{of})"
+        mean = f"mean cosine {number(numbers['mean_cosine'])}"
+        turns = f"Consecutive gradients {side} ({', '.join(filter(None, (mean, cosines_known(numbers))))})"
     defined = numbers["num_watched"] - numbers["undefined_alpha_stars"]
     if defined == 0:
         return f"{turns}."
