@@ -2,14 +2,12 @@
 
     SGDWALK_DATA_DIR=DIR python tests/make_unit_losses.py [NAME | NAME_early | NAME_late | NAME_edge ...]
 
-``resnet56_whole`` takes hours, the others minutes. For each step: L along the chord (``chord``, points), what the
-middle level adds to it (``first``, units × points) and the truth to that (``second``), the units' signs, and the
-spreads seen on the steps before, with which the first look is planned. float64.
+``resnet56_whole`` takes an hour, the others minutes. For each step: L along the chord (``chord``, points), what the
+middle level adds to it (``first``, units × points) and the truth to that (``second``), and the units' signs. float64.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -23,12 +21,13 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import common
-from sgdwalk.certified import CertifiedSegments, Query
 from sgdwalk.data import evaluation_data
 from sgdwalk.objective import FullLoss
 from sgdwalk.paper.models import MLP, VGG11, ResNet
 from sgdwalk.params import ParameterVector
+from sgdwalk.passage import Passage
 from sgdwalk.replica import Replica
+from sgdwalk.units import source_of, units_of
 
 OUT = Path(__file__).parent / "unit_losses.npz"
 WHEN = ("early", "late", "edge")
@@ -94,17 +93,17 @@ class Net(NamedTuple):
     late: int
     """The step that is late; one after ``EARLY`` is early."""
     loss_fn: Callable = functional.cross_entropy
-    before: int = 4
-    """Steps before the one kept that are watched too."""
+    alone: bool = False
+    """Whether each example is a unit: they differ more than the tens that a walk makes of so few."""
 
 
 NETS = {
     "mlp": Net(lambda: MLP((784, 125, 88, 10)), digits, 13_450, 100, 100, rate=0.1, edge=2.0, late=400),
     "vgg11": Net(lambda: VGG11(10), images, 5_000, 50, 50, rate=0.1, edge=0.5, late=150),
     "resnet56": Net(lambda: ResNet(10), images, 5_000, 50, 50, rate=0.1, edge=1.0, late=100),
-    "resnet56_whole": Net(lambda: ResNet(10), images, 45_000, 50, 50, rate=0.1, edge=1.0, late=100, before=1),
-    "groupnorm": Net(group_norm_net, images, 400, 100, 50, rate=0.05, edge=0.3, late=200),
-    "transformer": Net(Tokens, sequences, 400, 100, 50, rate=0.2, edge=0.6, late=300, loss_fn=per_token),
+    "resnet56_whole": Net(lambda: ResNet(10), images, 45_000, 50, 50, rate=0.1, edge=1.0, late=100),
+    "groupnorm": Net(group_norm_net, images, 400, 100, 50, rate=0.05, edge=0.3, late=200, alone=True),
+    "transformer": Net(Tokens, sequences, 400, 100, 50, rate=0.2, edge=0.6, late=300, loss_fn=per_token, alone=True),
 }
 
 
@@ -117,40 +116,28 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
     data = evaluation_data((inputs, targets), net.evaluation, 0, batchnorm=True)
     loss = FullLoss(Replica(model, vector, "train"), data, net.loss_fn, None)
     loss.use_channels_last()
-    segments = CertifiedSegments(loss, 10, 0.05, "estimated", 0)
-    known = None
-    last = EARLY if when == "early" else net.late
-    for step in range(last + 1):
+    for _ in range((EARLY if when == "early" else net.late) + 1):
         rows = torch.randint(len(inputs), (net.batch,))
         optimizer.zero_grad()
         value = net.loss_fn(model(inputs[rows]), targets[rows])
         (value if isinstance(value, Tensor) else value[0] / value[1]).backward()
         start = vector.read()
         optimizer.step()
-        if step < last - net.before:
-            continue
-        with loss.evaluating():
-            if step < last:
-                found = segments.measure(Query(vector.views(start), loss.site.here, step, 2e-8, known))
-                assert math.isfinite(found.points[5].loss), (name, when, step)
-                known = found.end
-                continue
-            passage = segments.passage
-            assert passage is not None
-            passage.begin(vector.views(start), loss.site.here)
-            first, chord, signs, end = passage.ends(segments.kept, known)
-            chord = chord / sum(end.counts)
-            chord[0], chord[-1] = first.mean, end.mean
-            units = np.arange(len(passage.units))
-            parts = {
-                "chord": chord,
-                "signs": signs,
-                "first": passage.middle_minus_chord(units),
-                "second": passage.true_minus_middle(units),
-                "spreads": np.array(segments.state_dict()["spreads"]).reshape(-1, 2),
-            }
-            return {f"{name}_{when}/{key}": value for key, value in parts.items()}
-    raise AssertionError
+    with loss.evaluating():
+        source, _ = source_of(loss)
+        passage = Passage(source, units_of(source, 1 if net.alone else None), 10)
+        passage.begin(vector.views(start), loss.site.here)
+        first, chord, signs, end = passage.ends(None, None)
+        chord = chord / sum(end.counts)
+        chord[0], chord[-1] = first.mean, end.mean
+        units = np.arange(len(passage.units))
+        parts = {
+            "chord": chord,
+            "signs": signs,
+            "first": passage.middle_minus_chord(units),
+            "second": passage.true_minus_middle(units),
+        }
+    return {f"{name}_{when}/{key}": value for key, value in parts.items()}
 
 
 def main() -> None:

@@ -273,9 +273,9 @@ def test_two_products_serve_all_points_of_a_sampled_unit(batchnorm, options, mos
     at_all_points = []
     levels = passage.Passage.true_minus_middle
 
-    def counted(self, units):
+    def counted(self, units, *inside):
         at_all_points.append(int(self.units.sizes[units].sum()))
-        return levels(self, units)
+        return levels(self, units, *inside)
 
     monkeypatch.setattr(passage.Passage, "true_minus_middle", counted)
     monkeypatch.setattr(shared_layer, "GROUP_BYTES", most_bytes)

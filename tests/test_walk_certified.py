@@ -86,8 +86,15 @@ def test_in_float64_a_step_that_is_exact_has_the_losses_of_the_exact_walk():
     exact = walked(net(dtype=torch.float64), lr=5.0)
     steps = found.steps.index[found.steps["looks"] == 3]
     assert len(steps) > 1
-    rows = found.segments["step"].isin(steps)
+    for column in ("floor", "height", "floor_alpha", "height_low", "height_high"):
+        wanted = exact.steps[column.removesuffix("_low").removesuffix("_high")]
+        np.testing.assert_allclose(found.steps[column][steps], wanted[steps], rtol=1e-12)
+    rows = found.segments["step"].isin(steps) & (found.segments["kind"] == "exact")
     np.testing.assert_allclose(found.segments["loss"][rows], exact.segments["loss"][rows], rtol=1e-14)
+    # Only the points that may be the floor are evaluated over all data.
+    evaluated = rows[found.segments["step"] != 0].groupby(found.segments["step"]).sum()
+    assert evaluated[steps[1:]].between(3, 11).all()
+    assert (evaluated[steps[1:]] < 11).any()
     reasons = found.steps["looks_reason"].dropna()
     assert reasons[0] == "the noise of the loss was measured"
     assert reasons[1:].str.fullmatch("after [12] looks? the interval was wider than the tolerance 1e-09").all()

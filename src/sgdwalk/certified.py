@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdwalk.multilevel import Outcome, certify, nodes, plan
+from sgdwalk.multilevel import EXACT_LOOK, Outcome, certify, exact_look, nodes, plan
 from sgdwalk.objective import FullLoss, LossSums, is_out_of_memory
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
@@ -238,7 +238,7 @@ class CertifiedSegments(Segments):
                 loss_noise=query.loss_noise if known else here.rounding * abs(losses).max(),
                 random=generator(self._seed, query.step),
             )
-            why = query.exactly or _why_not(outcome, self._tolerance)
+            why = query.exactly or _why_not(outcome)
             if outcome is not None and outcome.finite:
                 self._spreads.append(outcome.spread)
         if why or outcome is None:
@@ -249,21 +249,29 @@ class CertifiedSegments(Segments):
         return certified
 
     def _estimated(self, query: Query, first: LossSums, last: LossSums, outcome: Outcome) -> Certified:
+        """From samples; where these do not do, exact at every point that may be the floor, the likeliest first."""
         assert self.passage is not None
+        why = ""
+        if not outcome.accepted:
+            why = _too_wide(outcome, self._tolerance)
+            outcome = exact_look(outcome, lambda k: self._losses_at(query, [k])[0])
         losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-        examples = self.passage.examples
         if self._barriers == "exact" and barrier(losses, halfwidths).item() is None:
             highest = max(losses[0], losses[-1])
-            doubtful = [k for k in range(1, self._num_points) if losses[k] + halfwidths[k] > highest]
-            alphas = [grid(self._num_points)[k] for k in doubtful]
-            for k, sums in zip(doubtful, losses_at(self._full_loss, query.start, query.end, alphas), strict=True):
-                losses[k], halfwidths[k] = sums.mean, 0.0
-            examples += len(doubtful) * self._full_loss.data.num_examples
+            doubtful = np.flatnonzero((halfwidths > 0) & (losses + halfwidths > highest))
+            losses[doubtful], halfwidths[doubtful] = self._losses_at(query, doubtful.tolist()), 0.0
         points = tuple(
             SegmentPoint(alpha, float(loss), "estimated" if width else "exact", float(width))
             for alpha, loss, width in zip(grid(self._num_points), losses, halfwidths, strict=True)
         )
-        return Certified(points, first, last, outcome.looks, len(nodes(self._num_points)), examples)
+        return Certified(points, first, last, outcome.looks, len(nodes(self._num_points)), self.passage.examples, why)
+
+    def _losses_at(self, query: Query, points: Sequence[int]) -> list[float]:
+        """L at points of the grid."""
+        assert self.passage is not None
+        self.passage.examples += len(points) * self._full_loss.data.num_examples
+        alphas = [grid(self._num_points)[k] for k in points]
+        return [sums.mean for sums in losses_at(self._full_loss, query.start, query.end, alphas)]
 
     def _exact(self, query: Query, first: LossSums | None, last: LossSums | None, examples: int, why: str) -> Certified:
         alphas = grid(self._num_points)
@@ -276,7 +284,7 @@ class CertifiedSegments(Segments):
         losses = [found[alpha] for alpha in alphas]
         points = tuple(SegmentPoint(alpha, sums.mean) for alpha, sums in zip(alphas, losses, strict=True))
         examples += len(wanted) * self._full_loss.data.num_examples
-        return Certified(points, losses[0], losses[-1], 3, len(alphas), examples, why, losses)
+        return Certified(points, losses[0], losses[-1], EXACT_LOOK, len(alphas), examples, why, losses)
 
     def state_dict(self) -> dict[str, Any]:
         kept = None if self.kept is None else [[tensor.clone() for tensor in batch] for batch in self.kept]
@@ -293,14 +301,14 @@ class CertifiedSegments(Segments):
         self.kept = None if kept is None else [[tensor.to(device, copy=True) for tensor in batch] for batch in kept]
 
 
-def _why_not(outcome: Outcome | None, tolerance: float) -> str:
-    """Why the looks at samples do not do; empty where they do."""
+def _why_not(outcome: Outcome | None) -> str:
+    """Why samples tell nothing; empty where they do."""
     if outcome is None:
         return "the data have too few units to sample from for this tolerance"
-    if not outcome.finite:
-        return "a loss is not finite"
-    if outcome.accepted:
-        return ""
+    return "" if outcome.finite else "a loss is not finite"
+
+
+def _too_wide(outcome: Outcome, tolerance: float) -> str:
     looks = "1 look" if outcome.looks == 1 else f"{outcome.looks} looks"
     return f"after {looks} the interval was wider than the tolerance {tolerance:g}"
 

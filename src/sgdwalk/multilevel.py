@@ -15,8 +15,8 @@ of tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ MISSES = 0.05
 """Share of the intervals that may miss, over both looks and all points together."""
 LOOKS = 2
 """Looks at samples; the one after them is exact."""
+EXACT_LOOK = LOOKS + 1
 AIMS = (0.9, 0.75)
 """Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact losses,
 and is planned by what the first look saw."""
@@ -62,7 +63,9 @@ class Levels(Protocol):
 
     def middle_minus_chord(self, units: NDArray[np.intp]) -> Array: ...  # (units, points)
 
-    def true_minus_middle(self, units: NDArray[np.intp]) -> Array: ...  # (units, points)
+    def true_minus_middle(self, units: NDArray[np.intp], inside: NDArray[np.intp]) -> Array:  # (units, points)
+        """At the points ``inside``; zero at the others."""
+        ...
 
 
 class Estimate(NamedTuple):
@@ -72,8 +75,16 @@ class Estimate(NamedTuple):
     deviation: Array
     degrees: Array
     """Degrees of freedom of the deviation, Welch's."""
+    spreads: Array
+    """Standard deviations of the two levels between the units drawn, times their number.  # (2, points)"""
     shapes: float
     """As how many independent ones the errors at all points count: they have nearly one shape along a segment."""
+
+    def at(self, points: NDArray[np.intp], elsewhere: Estimate) -> Estimate:
+        """This one at some points, and another at those where it has too little."""
+        here = np.isin(np.arange(len(self.losses)), points)
+        pairs = zip(self[:4], elsewhere[:4], strict=True)
+        return Estimate(*(np.where(here, mine, other) for mine, other in pairs), shapes=elsewhere.shapes)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,8 @@ class Outcome:
     accepted: bool
     """Whether the height is known as well as wanted; if not, the exact losses are needed."""
     spread: tuple[float, float]
-    """Standard deviations of the two levels between units, times their number, in units of the tolerated height."""
+    """Of each level, the largest over the points of its standard deviation between units, times their number, in units
+    of what the loss at the point may be wrong by: as much as the height, and the more the higher above the floor."""
 
     @property
     def finite(self) -> bool:
@@ -136,7 +148,8 @@ def estimate(chord: Array, certain: Array, first: Array, second: Array, num_rand
         degrees = variance**2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
     degrees = np.where(variance > 0, np.clip(degrees, n2 - 1, n1 + n2 - 2), n2 - 1)
     errors = np.concatenate([(first - first.mean(axis=0)) / math.sqrt(n1 * (n1 - 1)), away / math.sqrt(n2 * (n2 - 1))])
-    return Estimate(total, np.sqrt(variance), degrees, num_shapes(errors))
+    spreads = num_random * np.array([level.std(axis=0, ddof=1) for level in (first, second)])
+    return Estimate(total, np.sqrt(variance), degrees, spreads, num_shapes(errors))
 
 
 def num_shapes(errors: Array) -> float:
@@ -165,10 +178,19 @@ def floor_interval(losses: Array, halfwidths: Array) -> tuple[float, float]:
     return float((losses - halfwidths).min()), float((losses + halfwidths).min())
 
 
+def contenders(losses: Array, halfwidths: Array) -> NDArray[np.intp]:
+    """The points whose loss is not known exactly and may be the floor.
+
+    >>> contenders(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.1])).tolist()
+    [1, 2]
+    """
+    return np.flatnonzero((halfwidths > 0) & (losses - halfwidths < (losses + halfwidths).min()))
+
+
 def smallest(num_units: int) -> Sizes:
     """The sizes of a look where the levels hardly differ between units, and where nothing is known yet."""
     second = max(FEWEST, num_units // 80)
-    return Sizes(-(-second // 3), max(2 * FEWEST, num_units // 16), second)
+    return Sizes(_certain(second), max(2 * FEWEST, num_units // 16), second)
 
 
 def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int) -> Sizes:
@@ -182,13 +204,27 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
     if not spreads:
         return smallest(num_units)
     spread1, spread2 = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
+    small = smallest(num_units)
     sizes = sizes_for(float(spread1), float(spread2), num_units, num_points, AIMS[0])
-    # Where so many would be needed, look at few: they may be enough, and if not, what they show is what to plan by.
-    return sizes if fits(sizes, num_units) else smallest(num_units)
+    if sizes.second > GROWTH * small.second:  # a few tell at which points of the grid the others are needed
+        sizes = small._replace(first=min(sizes.first, num_units - small.certain))
+    return sizes if fits(sizes, num_units) else small
 
 
-def sizes_for(spread1: float, spread2: float, num_units: int, num_points: int, aim: float) -> Sizes:
+def sizes_for(
+    spread1: float,
+    spread2: float,
+    num_units: int,
+    num_points: int,
+    aim: float,
+    *,
+    num_inside: int | None = None,
+    certain: int | None = None,
+) -> Sizes:
     """The cheapest sizes whose half-width is ``aim`` of the tolerated one where the levels spread so; see :func:`plan`.
+
+    ``num_inside``: points at which a unit of the second level is evaluated; all but the nodes where not given.
+    ``certain``: units taken with certainty, where that is decided.
 
     Where all units are alike the smallest look does:
 
@@ -196,16 +232,26 @@ def sizes_for(spread1: float, spread2: float, num_units: int, num_points: int, a
     True
     """
     sizes = smallest(num_units)
-    cost = max(1, num_points - 2)  # evaluations of a unit at the second level for one at the first
+    cost = max(1, num_points - 2 if num_inside is None else num_inside)  # of the second level, in those of the first
     first, second = sizes.first, sizes.second
     for _ in range(4):  # the quantile depends on the sizes
-        part1, part2 = spread1**2 / first, spread2**2 / second
+        part1, part2 = spread1**2 * max(0.0, 1 / first - 1 / num_units), spread2**2 / second
         degrees = (part1 + part2) ** 2 / (part1**2 / (first - 1) + part2**2 / (second - 1)) if part1 + part2 else 1.0
         wanted = (aim / float(quantile(max(degrees, second - 1), min(SHAPES, num_points - 1)))) ** 2
         common = (spread1 + math.sqrt(cost) * spread2) / (wanted + (spread1**2 + spread2**2) / num_units)
         second = max(sizes.second, math.ceil(spread2 * common / math.sqrt(cost)))
         first = max(sizes.first, math.ceil(spread1 * common), second)
-    return Sizes(-(-second // 3), first, second)
+        surely = _certain(second) if certain is None else certain
+        if first > num_units - surely:  # with all units the first level adds no variance
+            second = max(sizes.second, math.ceil(spread2**2 / (wanted + spread2**2 / num_units)))
+            surely = _certain(second) if certain is None else certain
+            first = max(num_units - surely, second)
+    return Sizes(_certain(second) if certain is None else certain, first, second)
+
+
+def _certain(second: int) -> int:
+    """Units taken with certainty beside so many at random."""
+    return -(-second // 3)
 
 
 def fits(sizes: Sizes, num_units: int) -> bool:
@@ -253,6 +299,7 @@ def certify(
         return None
     order = np.argsort(-signs, kind="stable")
     certain, drawn = order[: sizes.certain], random.permutation(order[sizes.certain :])
+    inside = np.arange(1, num_points)
     surely = np.zeros_like(chord)
     first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
     outcome = None
@@ -260,34 +307,51 @@ def certify(
     for look in range(1, LOOKS + 1):
         if look == 1:
             middle = levels.middle_minus_chord(np.concatenate([certain, drawn[:n1]]))
-            true = levels.true_minus_middle(np.concatenate([certain, drawn[:n2]]))
+            true = levels.true_minus_middle(np.concatenate([certain, drawn[:n2]]), inside)
             surely = middle[: len(certain)].sum(axis=0) + true[: len(certain)].sum(axis=0)
             first, second = middle[len(certain) :], true[len(certain) :]
+            found = estimate(chord, surely, first, second, len(drawn))
         else:
             first = np.concatenate([first, levels.middle_minus_chord(drawn[len(first) : n1])])
-            second = np.concatenate([second, levels.true_minus_middle(drawn[len(second) : n2])])
-        found = estimate(chord, surely, first, second, len(drawn))
-        outcome = _outcome(found, first, second, len(drawn), look, tolerance, loss_noise)
+            second = np.concatenate([second, levels.true_minus_middle(drawn[len(second) : n2], inside)])
+            seen_everywhere = estimate(chord, surely, first, second[: sizes.second], len(drawn))
+            found = estimate(chord, surely, first, second, len(drawn)).at(inside, seen_everywhere)
+        outcome = _outcome(found, look, tolerance, loss_noise)
         if not outcome.finite or outcome.accepted:
             return outcome
-        n1, n2 = larger = second_look(outcome.spread, n1, n2, len(certain), num_units, num_points)
+        inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
+        num_inside = len(inside) - int(nodes(num_points)[1] in inside)
+        n1, n2 = larger = second_look(outcome.spread, n1, n2, len(certain), num_units, num_points, num_inside)
         if not _promises(outcome.spread, larger, len(drawn), num_points):
             return outcome
     return outcome
 
 
+def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
+    """Give every point that may be the floor its exact loss, the likeliest first: then the height is exact, too.
+
+    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, (9.0, 9.0))
+    >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
+    >>> found.losses.tolist(), found.halfwidths.tolist()
+    ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.05, 0.0])
+    """
+    losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
+    while len(left := contenders(losses, halfwidths)):
+        point = int(left[(losses - halfwidths)[left].argmin()])
+        losses[point], halfwidths[point] = loss_at(point), 0.0
+    return replace(outcome, losses=losses, halfwidths=halfwidths, looks=EXACT_LOOK)
+
+
 def second_look(
-    spread: tuple[float, float], n1: int, n2: int, certain: int, num_units: int, num_points: int
+    spread: tuple[float, float], n1: int, n2: int, certain: int, num_units: int, num_points: int, num_inside: int
 ) -> tuple[int, int]:
     """Units at random at both levels of the second look: what the spread seen asks for, as far as there are as many."""
-    wanted = sizes_for(*spread, num_units - certain, num_points, AIMS[1])
+    wanted = sizes_for(*spread, num_units, num_points, AIMS[1], num_inside=num_inside, certain=certain)
     most1, most2 = num_units - certain, num_units // 2 - certain
     return min(most1, max(GROWTH * n1, wanted.first)), max(n2, min(most2, max(GROWTH * n2, wanted.second)))
 
 
-def _outcome(
-    found: Estimate, first: Array, second: Array, num_random: int, look: int, tolerance: float, loss_noise: float
-) -> Outcome:
+def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) -> Outcome:
     losses, interior = found.losses, slice(1, -1)
     halfwidths = np.zeros_like(losses)
     width = quantile(found.degrees[interior], found.shapes) * found.deviation[interior]
@@ -297,13 +361,10 @@ def _outcome(
     height = (losses[0] - floor + losses[-1] - floor) / 2
     tolerated = max(tolerance * height, 4 * loss_noise)
     accepted = bool((high - low) / 2 <= tolerated)
-    # Where no point inside can be the floor the height is known, however much the units differ.
-    inside = bool(((losses - halfwidths)[interior] <= high).any())
-    spread = [
-        num_random * float(level.std(axis=0, ddof=1).max()) / tolerated if inside and tolerated > 0 else 0.0
-        for level in (first, second)
-    ]
-    return Outcome(losses, halfwidths, look, accepted, (spread[0], spread[1]))
+    # The bounds of the floor lie twice the tolerated half-width apart; of that, its own upper bound takes half.
+    allowed = losses[interior] - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
+    spread = (found.spreads[:, interior] / allowed).max(axis=1) if tolerated > 0 else np.zeros(2)
+    return Outcome(losses, halfwidths, look, accepted, (float(spread[0]), float(spread[1])))
 
 
 def _promises(spread: tuple[float, float], sizes: tuple[int, int], num_random: int, num_points: int) -> bool:

@@ -186,8 +186,8 @@ class Passage:
                 found[position, 1:-1] = along[:, column] - chord[:, column]
         return found / self._count
 
-    def true_minus_middle(self, units: NDArray[np.intp]) -> NDArray[np.float64]:
-        """What the true losses add to the middle level, in the same shares."""
+    def true_minus_middle(self, units: NDArray[np.intp], inside: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
+        """What the true losses add to the middle level at some points, in the same shares; at all where not given."""
         found = np.zeros((len(units), self._num_points + 1))
 
         def put(low: int, k: int, outputs: list[tuple[Any, Any]]) -> None:
@@ -200,8 +200,9 @@ class Passage:
                 for value, position in zip(sums, positions, strict=True):
                     found[low + position, k] = value - self._middles[int(units[low + position])][k - 1]
 
+        wanted = range(1, self._num_points) if inside is None else map(int, inside)
         if len(units):
-            self._evaluate_along(units, sorted({*range(1, self._num_points)} - {nodes(self._num_points)[1]}), put)
+            self._evaluate_along(units, sorted({*wanted} - {nodes(self._num_points)[1]}), put)
         return found / self._count
 
     def _evaluate_along(

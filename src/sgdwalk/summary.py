@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NEAR = 0.9
 """Of the updates after which distances are compared; a walk not looked at since is left out."""
 EXACT_LOOK = 3
-"""``looks`` of a step whose losses are exact."""
+"""``looks`` of a step whose floor is exact."""
 ROUGH = 0.5
 """Half-width of an interval, relative to the height, from which on a single height says little."""
 

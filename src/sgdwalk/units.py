@@ -22,6 +22,8 @@ from sgdwalk.outputs import floats, joined, with_floats
 
 MOST_UNITS = 512
 """Units into which data are cut at most: enough for a sample, few enough that each holds many examples."""
+FEWEST_EXAMPLES = 10
+"""Of a unit, at least: in one of two or three a single example may count for all others, and samples do not meet it."""
 
 
 class LossAsOutput:
@@ -124,7 +126,7 @@ def units_of(source: Any, num_examples: int | None = None) -> Units:
     sizes = source.data.sizes
     if isinstance(source, LossAsOutput) or source.mixes_examples or not _separable(source):
         return whole_batches(sizes)
-    wanted = max(1, -(-(num_examples or sum(sizes)) // MOST_UNITS))
+    wanted = max(1 if num_examples else FEWEST_EXAMPLES, -(-(num_examples or sum(sizes)) // MOST_UNITS))
     batch, low, high = [], [], []
     for index, size in enumerate(sizes):
         bounds = np.linspace(0, size, max(1, round(size / wanted)) + 1).round().astype(int)

@@ -117,7 +117,8 @@ def watch(
             ``method`` and ``when``, which are then chosen from the measured times of the first updates and of an
             evaluation, once, and told. Nothing is watched before; ``gauge`` is kept.
         tolerance: of ``certified``: half-width of the height's interval, relative to the height (or four times the
-            loss noise, if that is more). A segment that needs it is evaluated exactly, up to ``largest_pass`` examples.
+            loss noise, if that is more). Where samples do not do, the points that may be the floor are evaluated over
+            all data, up to ``largest_pass`` examples.
         barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
             it undecided.
         sampling_seed: of ``certified`` and ``sampled``: the sample of each step is a function of it and of the step.

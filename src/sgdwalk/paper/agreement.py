@@ -25,7 +25,7 @@ MADE_WITH = ("torch", "numpy", "device", "num_threads", "platform")
 HEIGHT_NOISES, FLOOR_NOISES = 4, 2
 """Loss noises by which two evaluations of one height, or floor, may differ: an end's and the floor's, each twice."""
 EXACT_LOOK = 3
-"""``looks`` of a certified segment that was evaluated exactly."""
+"""``looks`` of a certified segment whose floor was evaluated exactly."""
 
 TEXTS: Mapping[str, tuple[str, str]] = {
     "verdicts": (
@@ -51,7 +51,8 @@ TEXTS: Mapping[str, tuple[str, str]] = {
         "all watched segments, times the points at which they did (an exact segment: one pass over the training "
         "examples a point, its start only where the update before was not watched); passes: the same of one update in "
         "passes over the training examples, and share, theirs of exact segments; evaluated_exactly: certified segments "
-        "whose samples did not do, or which were evaluated exactly to measure the loss noise. seconds: of an update at "
+        "whose samples did not do, so that every point that may be the floor was evaluated exactly, or all points, to "
+        "measure the loss noise. seconds: of an update at "
         "which the segment and nothing else was measured, on the machine and beside what else ran there when it was "
         "trained; empty where it was not kept.",
     ),
@@ -83,7 +84,7 @@ class Agreement:
     num_walks: int
     """Trainings of which both sides are there."""
     evaluated_exactly: tuple[int, int]
-    """Certified segments that were evaluated exactly, of all; of every training, whether its exact side is there."""
+    """Certified segments whose floor is exact, of all; of every training, whether its exact side is there."""
     faults: list[str]
     """What must not be: trainings that were not the same walk."""
     missing: list[str]
@@ -190,8 +191,8 @@ class Agreement:
         exactly, segments = self.evaluated_exactly
         if segments:
             yield (
-                f"{exactly:,} of {segments:,} certified segments were evaluated exactly, to measure the loss noise or "
-                "as samples did not do."
+                f"{exactly:,} of {segments:,} certified segments have an exact floor, as samples did not do or to "
+                "measure the loss noise."
             )
 
 
@@ -299,7 +300,7 @@ def cost(pairs: Sequence[Pair]) -> pd.DataFrame:
     ``…_examples``: examples that went through the model along segments, times the points at which they did, of all
     watched updates; ``…_passes``: the same for one update, in passes over the training examples; ``share``: what
     certified segments took of what exact ones took.
-    ``evaluated_exactly``: certified segments that fell back to exact evaluation. ``…_seconds``: mean of the updates at
+    ``evaluated_exactly``: certified segments whose floor was evaluated exactly. ``…_seconds``: mean of the updates at
     which nothing else is measured, NaN where it was not kept.
     """
     rows = []
@@ -328,7 +329,7 @@ def cost(pairs: Sequence[Pair]) -> pd.DataFrame:
 
 
 def evaluated_exactly(certified: Sequence[sgdwalk.Run]) -> tuple[int, int]:
-    """Segments of certified walks that were evaluated exactly, and all of them."""
+    """Segments of certified walks whose floor was evaluated exactly, and all of them."""
     looks = [run.steps["looks"].dropna() for run in certified if "looks" in run.steps]
     return sum(int((each == EXACT_LOOK).sum()) for each in looks), sum(map(len, looks))
 
