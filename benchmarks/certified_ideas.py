@@ -2,8 +2,9 @@
 
     python benchmarks/certified_ideas.py [--samplings 500] [--tolerance 0.05]
 
-By count, so no machine matters: passes over the data a step (the end, the samples, and nine more where a step ends
-exact), and the share of samplings whose intervals miss. The units are those of the tests (tests/make_unit_losses.py).
+By count, so no machine matters: passes over the data a step (the end, the samples, and one more for each point that is
+evaluated exactly), and the share of samplings whose intervals miss. The units are those of the tests
+(tests/make_unit_losses.py).
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ def no_planning() -> Any:
     return mock.patch.object(multilevel, "plan", lambda spreads, num_units, num_points: multilevel.smallest(num_units))
 
 
+def all_points_alike() -> Any:
+    return mock.patch.object(multilevel, "allowed", lambda losses, tolerated: np.full_like(losses, tolerated))
+
+
+def all_points_to_the_end() -> Any:
+    return mock.patch.object(multilevel, "contenders", lambda losses, halfwidths: np.flatnonzero(halfwidths > 0))
+
+
 def one_look() -> Any:
     return mock.patch.object(multilevel, "LOOKS", 1)
 
@@ -63,6 +72,8 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "nine independent points": nine_independent_points,
     "without the levels' covariance": no_covariance,
     "without planning by earlier steps": no_planning,
+    "every point planned as if it were the floor": all_points_alike,
+    "the second and the exact look at every point": all_points_to_the_end,
     "with one look before the exact one": one_look,
     "one level: true - chord": contextlib.nullcontext,
 }
@@ -71,8 +82,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 def one_level(case: Any) -> Any:
     """The same units where every one drawn is evaluated at all points, with no level between."""
     both = case.first + case.second
-    spread = [(0.0, float(np.hypot(*pair))) for pair in case.spreads]
-    return stored_units.Stored(case.chord, np.zeros_like(both), both, case.signs, spread)
+    return stored_units.Stored(case.chord, np.zeros_like(both), both, case.signs, case.is_first)
 
 
 def cases() -> Iterator[tuple[str, Any]]:
@@ -90,7 +100,7 @@ def measure(case: Any, variant: str, options: Any) -> tuple[float, float, float]
         misses, looks = stored_units.sampled(case, samplings=options.samplings, tolerance=options.tolerance)
     exact = looks[3] / options.samplings
     sampled = case.num_evaluated / options.samplings / len(case.signs)
-    return 1 + sampled + INSIDE * exact, exact, misses / options.samplings
+    return 1 + sampled, exact, misses / options.samplings
 
 
 def main() -> None:

@@ -361,10 +361,18 @@ def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) ->
     height = (losses[0] - floor + losses[-1] - floor) / 2
     tolerated = max(tolerance * height, 4 * loss_noise)
     accepted = bool((high - low) / 2 <= tolerated)
-    # The bounds of the floor lie twice the tolerated half-width apart; of that, its own upper bound takes half.
-    allowed = losses[interior] - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
-    spread = (found.spreads[:, interior] / allowed).max(axis=1) if tolerated > 0 else np.zeros(2)
+    spread = (found.spreads / allowed(losses, tolerated))[:, interior].max(axis=1) if tolerated > 0 else np.zeros(2)
     return Outcome(losses, halfwidths, look, accepted, (float(spread[0]), float(spread[1])))
+
+
+def allowed(losses: Array, tolerated: float) -> Array:
+    """By how much each loss may be wrong: the floor's as the height, and others by as much more as they lie above it.
+
+    The bounds of the floor may lie twice the tolerated half-width apart; of that, its own upper bound takes half, and
+    nothing where the floor is an end, which is exact.
+    """
+    floor = losses.min()
+    return losses - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
 
 
 def _promises(spread: tuple[float, float], sizes: tuple[int, int], num_random: int, num_points: int) -> bool:
