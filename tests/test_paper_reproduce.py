@@ -18,8 +18,9 @@ from sgdwalk import cli
 from sgdwalk.paper import data, estimate, registry, sweep, trainings, walk_claims, walk_figures
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.cost import work
+from sgdwalk.paper.forking import FORKS, in_forks
 from sgdwalk.paper.models import build
-from sgdwalk.paper.run import judge, missing_trainings, open_runs, reproduce
+from sgdwalk.paper.run import judge, missing_trainings, open_runs, reproduce, reproduce_all, write_page
 from sgdwalk.paper.sweep import is_trained, train_all, training_name
 from sgdwalk.paper.task import Outcome
 from sgdwalk.paper.train import train
@@ -62,15 +63,15 @@ def test_a_figure_has_its_page_pictures_tables_and_claims(smoke, no_training, na
     text = html.unescape(page.path.read_text("utf-8"))
     trained = bool(registry.figure(name, "smoke").trainings)
     for each in page.judged:
-        assert (each.judgement.verdict == "not testable at this scale") == trained
-        assert each.claim.words in text
+        assert (each.verdict == "not testable at this scale") == trained
+        assert each.words in text
     assert registry.TITLES[name] in text
     assert "Content-Security" in text
     for words in ("Nothing here says anything about the paper", "scikit-learn", "report.html"):
         assert (words in text) == trained
     assert "http" not in text.replace("http-equiv", "")
     written = json.loads((folder / "result.json").read_text("utf-8"))
-    assert [each["claim"] for each in written["claims"]] == [each.claim.name for each in page.judged]
+    assert [each["claim"] for each in written["claims"]] == [each.claim for each in page.judged]
     assert all((folder / f"{table['name']}.csv").exists() for table in written["tables"])
     assert all(each["torch"] and each["updates"] >= 40 for each in written["trainings"])
     assert (folder / "report.html").exists() == trained
@@ -94,6 +95,28 @@ def test_several_figures_are_one_command(smoke, no_training, capsys):
     assert printed.count("Page: ") == 2
     assert printed.startswith("Of ")
     assert (smoke / "all-smoke" / "index.html").exists()
+
+
+def test_pages_are_written_by_as_many_processes_as_there_are_jobs(smoke, no_training, capsys, monkeypatch):
+    monkeypatch.setattr("sgdwalk.paper.run.write_page", lambda *arguments: (os.getpid(), write_page(*arguments)))
+    wanted = [registry.figure(id, "smoke") for id in ("fig18", "fig19", "fig28")]
+    processes, pages = zip(*reproduce_all(wanted, out=smoke, jobs=2), strict=True)
+    assert os.getpid() not in processes or not FORKS
+    assert [page.path.parent.name for page in pages] == ["fig18-smoke", "fig19-smoke", "fig28-smoke"]
+    assert all(page.judged for page in pages)
+
+
+def test_calls_in_forks_come_back_in_order_and_what_they_raise_is_raised():
+    assert in_forks(lambda number: -number, 5, jobs=3) == [0, -1, -2, -3, -4]
+
+    def fail(number):
+        if number == 2:
+            raise sgdwalk.InputError("2 cannot be meant.")
+        return number
+
+    for jobs in (1, 2):
+        with pytest.raises(sgdwalk.InputError, match="2 cannot be meant"):
+            in_forks(fail, 4, jobs=jobs)
 
 
 def test_a_dry_run_tells_what_is_missing_and_starts_nothing(smoke, no_training, tmp_path, capsys):
@@ -159,9 +182,9 @@ def test_a_page_is_replaced_as_a_whole(smoke, no_training):
 def test_claims_are_judged_where_the_scale_allows(smoke):
     wanted = registry.figure("fig17", "smoke")
     runs = open_runs(wanted, smoke / "trainings")
-    verdicts = [each.judgement.verdict for each in judge(replace(wanted, scale="small"), runs)]
+    verdicts = [each.verdict for each in judge(replace(wanted, scale="small"), runs)]
     assert verdicts[0] == walk_claims.valley("gd", "").judge(runs).verdict == "contradicted"
-    assert {each.judgement.verdict for each in judge(wanted, runs)} == {"not testable at this scale"}
+    assert {each.verdict for each in judge(wanted, runs)} == {"not testable at this scale"}
 
 
 def test_figures_18_and_19_are_one_training():

@@ -193,7 +193,7 @@ class Reproduce:
         for page in pages:
             for each in page.judged:
                 reading = f" ({each.reading})" if each.reading else ""
-                print(f"{each.judgement.verdict}: {each.claim.name}{reading}. {each.judgement.finding}")
+                print(f"{each.verdict}: {each.claim}{reading}. {each.finding}")
             for sentence in [] if page.beside is None else page.beside.sentences:
                 print(sentence)
             for fault in [] if page.beside is None else page.beside.faults:

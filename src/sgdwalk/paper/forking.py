@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,13 +21,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sgdwalk
 from sgdwalk.paper.task import Outcome, Task, in_own_process, with_threads
 
+T = TypeVar("T")
 FORKS = sys.platform == "linux"
 NOTICES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that are for the trainings; a server ends with the process that asks it."""
@@ -117,6 +119,39 @@ class _Server:
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
         self._answers.close()
+
+
+# --- forks of this process -------------------------------------------------------------------------------------------
+
+
+def in_forks(call: Callable[[int], T], count: int, jobs: int) -> list[T]:
+    """What a function returns for each of the first integers, ``jobs`` at a time in forks of this process.
+
+    >>> in_forks(lambda number: number**2, 4, jobs=2)
+    [0, 1, 4, 9]
+    """
+    if not FORKS or min(jobs, count) < 2:
+        return [call(number) for number in range(count)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork: none of them computes
+        with ProcessPoolExecutor(
+            min(jobs, count), multiprocessing.get_context("fork"), initializer=_Call.hold, initargs=(call,)
+        ) as pool:
+            return list(pool.map(_Call.make, range(count)))
+
+
+class _Call:
+    """What a fork calls; it came with the fork, and need not be sent."""
+
+    held: Callable[[int], Any]
+
+    @classmethod
+    def hold(cls, call: Callable[[int], Any]) -> None:
+        cls.held = call
+
+    @classmethod
+    def make(cls, number: int) -> Any:
+        return cls.held(number)
 
 
 # --- who is asked ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from sgdwalk.paper.certifying import TOLERANCE, figures, left_out
 from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.cost import work
 from sgdwalk.paper.figure import DEVIATIONS, Figure, Method, Panel, Runs
-from sgdwalk.paper.judging import Claim, Judgement
+from sgdwalk.paper.forking import in_forks
+from sgdwalk.paper.judging import Claim, Verdict
 from sgdwalk.paper.registry import FigureId
 from sgdwalk.paper.selections import FIRST_UPDATES
 from sgdwalk.paper.sweep import Update, is_trained, train_all, training_name
@@ -34,10 +35,15 @@ FORMATS = ("png", "svg", "pdf")
 class Judged:
     """A claim with what our trainings say to it."""
 
-    claim: Claim
+    claim: str
+    """Its name."""
+    words: str
+    source: str
     reading: str
     """Which reading of the paper it was judged on, or an empty text."""
-    judgement: Judgement
+    test: str
+    finding: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def reproduce(
         method: how segments are measured. Where the trainings with exact ones are in ``out`` too, the page with
             certified ones shows both.
         data_dir: as for ``sgdwalk.paper.data.load``.
-        jobs: trainings at a time.
+        jobs: trainings, and then pages, at a time.
         executions: threads, device and checkpoints of each training.
         stop: asked twice a second.
         update: told of the progress of each training.
@@ -126,12 +132,13 @@ def reproduce_all(
             missing, trainings, data_dir=data_dir, jobs=jobs, executions=executions, stop=stop, update=update
         ):
             return None
-    pages = []
-    for each in wanted:
-        chosen = with_choice(each, trainings)
+
+    def write(number: int) -> Page:
+        chosen = with_choice(wanted[number], trainings)
         runs = open_runs(chosen, trainings)
-        pages.append(write_page(chosen, runs, out / chosen.page, beside_exact(chosen, runs, out, data_dir)))
-    return pages
+        return write_page(chosen, runs, out / chosen.page, beside_exact(chosen, runs, out, data_dir))
+
+    return in_forks(write, len(wanted), jobs)
 
 
 def beside_exact(wanted: Figure, runs: Runs, out: Path, data_dir: Path | None) -> Agreement | None:
@@ -150,8 +157,8 @@ def beside_exact(wanted: Figure, runs: Runs, out: Path, data_dir: Path | None) -
     return agreement.agree(
         list(pairs.values()),
         list({run.name: run for each in runs.values() for run in each}.values()),
-        [] if missing else [as_row(each) for each in judge(exact, open_runs(exact, trainings))],
-        [as_row(each) for each in judge(wanted, runs)],
+        [] if missing else [asdict(each) for each in judge(exact, open_runs(exact, trainings))],
+        [asdict(each) for each in judge(wanted, runs)],
         [training_name(each) for each in missing],
         shlex.join(command if data_dir is None else [*command, "--data-dir", str(data_dir)]),
     )
@@ -197,13 +204,14 @@ def open_runs(wanted: Figure, trainings: Path) -> Runs:
 
 def judge(wanted: Figure, runs: Runs) -> list[Judged]:
     """Put every claim of a figure to its test."""
-    judged = [Judged(claim, reading, claim.judge(runs)) for reading, claim in wanted.claims]
-    return [
-        replace(each, judgement=replace(each.judgement, verdict="not testable at this scale"))
-        if (wanted.scale == "smoke" and wanted.trainings) or (each.claim.paper_scale_only and wanted.scale != "paper")
-        else each
-        for each in judged
-    ]
+    return [_judged(wanted, reading, claim, runs) for reading, claim in wanted.claims]
+
+
+def _judged(wanted: Figure, reading: str, claim: Claim, runs: Runs) -> Judged:
+    judgement = claim.judge(runs)
+    too_small = (wanted.scale == "smoke" and wanted.trainings) or (claim.paper_scale_only and wanted.scale != "paper")
+    verdict = "not testable at this scale" if too_small else judgement.verdict
+    return Judged(claim.name, claim.words, claim.source, reading, claim.test, judgement.finding, verdict)
 
 
 def write_page(wanted: Figure, runs: Runs, folder: Path, beside: Agreement | None = None) -> Page:
@@ -308,7 +316,7 @@ def as_result(wanted: Figure, runs: Runs, judged: list[Judged], beside: Agreemen
         "deviations": list(wanted.deviations),
         "remarks": remarks(runs),
         "tables": [{"name": table.name, "title": table.title, "text": table.text} for table in wanted.tables],
-        "claims": [as_row(each) for each in judged],
+        "claims": [asdict(each) for each in judged],
         "trainings": [training_row(role, run) for role, each in runs.items() for run in each],
         **({} if beside is None else {"beside_exact": beside.as_dict()}),
     }
@@ -332,19 +340,6 @@ def training_row(role: str, run: sgdwalk.Run) -> dict[str, Any]:
         "platform": made["platform"],
         "commit": made["commit"],
         "dirty": made["dirty"],
-    }
-
-
-def as_row(each: Judged) -> dict[str, str]:
-    """A judged claim in JSON's types."""
-    return {
-        "claim": each.claim.name,
-        "words": each.claim.words,
-        "source": each.claim.source,
-        "reading": each.reading,
-        "test": each.claim.test,
-        "finding": each.judgement.finding,
-        "verdict": each.judgement.verdict,
     }
 
 
