@@ -56,6 +56,10 @@ def group_norm_net() -> nn.Module:
     return nn.Sequential(*block(3, 16), *block(16, 32), *block(32, 64), nn.Flatten(), nn.Linear(1024, 10))
 
 
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
 def per_token(output: Tensor, target: Tensor) -> tuple[Tensor, int]:
     return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="sum"), target.numel()
 
@@ -66,6 +70,13 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
     return common.mnist(Path(os.environ["SGDWALK_DATA_DIR"]), count)
+
+
+def nearly_separable(count: int) -> tuple[Tensor, Tensor]:
+    """Points in three classes that a linear map tells apart; their losses have heavy tails once they are fitted."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count, 5, generator=generator)
+    return inputs, (inputs @ torch.randn(5, 3, generator=generator)).argmax(1)
 
 
 def sequences(count: int) -> tuple[Tensor, Tensor]:
@@ -102,6 +113,7 @@ NETS = {
     "vgg11": Net(lambda: VGG11(10), images, 5_000, 50, 50, rate=0.1, edge=0.5, late=150),
     "resnet56": Net(lambda: ResNet(10), images, 5_000, 50, 50, rate=0.1, edge=1.0, late=100),
     "resnet56_whole": Net(lambda: ResNet(10), images, 45_000, 50, 50, rate=0.1, edge=1.0, late=100),
+    "small": Net(small_net, nearly_separable, 3_000, 100, 100, rate=4.0, edge=8.0, late=300),
     "groupnorm": Net(group_norm_net, images, 400, 100, 50, rate=0.05, edge=0.3, late=200, alone=True),
     "transformer": Net(Tokens, sequences, 400, 100, 50, rate=0.2, edge=0.6, late=300, loss_fn=per_token, alone=True),
 }

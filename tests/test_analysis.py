@@ -312,14 +312,14 @@ def test_undecided_barriers_are_told_apart_from_undefined_ones():
 @pytest.mark.parametrize(
     ("halfwidth", "told"),
     [
-        (1e-5, "the height to within less than 0.1 % of it (the median of the 95 % intervals)."),
-        (0.02, "the height to within 2 % of it (the median of the 95 % intervals)."),
-        (2.0, "their heights only roughly: half of the 95 % intervals reach at least "),
+        (1e-5, "to within less than 0.1 % of it (the median of the 95 % intervals)."),
+        (0.02, "to within 2 % of it (the median of the 95 % intervals)."),
+        (2.0, "only roughly: half of the 95 % intervals reach at least "),
     ],
 )
 def test_how_well_estimated_heights_are_known_is_told_in_words_that_hold(halfwidth, told):
     words = summary.describe(estimated_walk(halfwidth))[5]
-    assert words.startswith("Its losses are estimated along 9 of 10 segments, ")
+    assert words.startswith("Its height is estimated along 9 of 10 segments, ")
     assert told in words
 
 

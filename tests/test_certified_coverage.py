@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from sgdwalk import multilevel
 from sgdwalk.certified import REMEMBERED
+from sgdwalk.valley import barrier
 
 SAMPLINGS = 2_000
 MOST_MISSES = int(binom.ppf(0.9999, SAMPLINGS, multilevel.MISSES))
@@ -202,10 +203,47 @@ def test_where_few_units_differ_much_the_floor_is_exact_for_less_than_all_points
     assert 1 + case.num_evaluated / 500 / len(case.signs) < 8  # passes over the data, of ten
 
 
-def test_a_tighter_tolerance_holds_too():
-    misses, looks = sampled(case_named("transformer_edge"), tolerance=0.02)
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("transformer_edge", 0.02), ("small_early", 0.005), ("small_late", 0.005), ("small_edge", 0.005)],
+)
+def test_a_tighter_tolerance_holds_too(name, tolerance):
+    misses, looks = sampled(case_named(name), tolerance=tolerance)
     assert misses <= MOST_MISSES
     assert looks[1] + looks[2] > SAMPLINGS / 2
+
+
+@pytest.mark.parametrize("idea", ["the kurtosis", "the wider intervals"])
+def test_heavy_tails_are_held_by_more_units_and_by_wider_intervals_where_the_loss_is_high(idea, monkeypatch):
+    if idea == "the kurtosis":
+        monkeypatch.setattr(multilevel, "kurtosis", lambda values: 1.0)
+    else:
+        monkeypatch.setattr(multilevel, "WIDER", 1.0)
+    misses, _ = sampled(case_named("small_early"), samplings=500, tolerance=0.005)
+    assert misses > 50, "and without it they are not"
+
+
+def test_more_units_that_stand_out_do_not_make_the_sample_too_large():
+    case = made("kinks_1%_alone")
+    sizes = multilevel.plan([(100.0, 0.3)] * 4, len(case.signs), 10)
+    assert sizes.certain + sizes.first == len(case.signs)
+    assert multilevel.outstanding(case.signs) > sizes.certain
+    assert certified(case, sizes, seed=0, tolerance=0.05) is not None
+
+
+def test_a_wider_interval_puts_neither_floor_nor_barrier_in_doubt():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        losses = 1 + 0.1 * rng.standard_normal(11)
+        halfwidths = 0.1 * np.abs(rng.standard_normal(11)) * (rng.random(11) < 0.8)
+        halfwidths[[0, -1]] = 0.0
+        wide = multilevel.widened(losses, halfwidths)
+        assert (halfwidths <= wide).all()
+        assert (wide <= multilevel.WIDER * halfwidths).all()
+        low, high = multilevel.floor_interval(losses, halfwidths)
+        assert multilevel.floor_interval(losses, wide) == (pytest.approx(low, abs=1e-15), high)
+        before, after = barrier(losses, halfwidths).item(), barrier(losses, wide).item()
+        assert before is None or after is before
 
 
 def test_the_second_look_holds_by_itself():
@@ -214,7 +252,8 @@ def test_the_second_look_holds_by_itself():
     assert looks[2] > SAMPLINGS / 4
 
 
-def test_the_second_look_evaluates_only_where_the_floor_may_be():
+def test_the_second_look_evaluates_only_where_the_floor_may_be(monkeypatch):
+    monkeypatch.setattr(multilevel, "WIDER", 1.0)
     case = case_named("resnet56_late")
     asked = []
 

@@ -255,6 +255,8 @@ class CertifiedSegments(Segments):
         if not outcome.accepted:
             why = _too_wide(outcome, self._tolerance)
             outcome = exact_look(outcome, lambda k: self._losses_at(query, [k])[0])
+            if not outcome.finite:
+                return self._exact(query, first, last, self.passage.examples, "a loss is not finite")
         losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
         if self._barriers == "exact" and barrier(losses, halfwidths).item() is None:
             highest = max(losses[0], losses[-1])

@@ -29,10 +29,11 @@ LOOKS = 2
 """Looks at samples; the one after them is exact."""
 EXACT_LOOK = LOOKS + 1
 AIMS = (0.9, 0.75)
-"""Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact losses,
-and is planned by what the first look saw."""
+"""Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
+is planned by what the first look saw."""
 GROWTH = 2
-"""The second look has at least so many times the units of the first."""
+"""The second look has at least so many times the units of the first, as far as there are as many. Where a first look
+would have more than so many times the smallest at the second level, it has the smallest, and the second the others."""
 CAUTION = 1.5
 """Times the effective number of points: it is itself estimated from few units, which see too few shapes."""
 SHAPES = 3.0
@@ -44,6 +45,9 @@ OUTSTANDING = 5.0
 FEWEST = 6
 """Units drawn at random for the second level, at least; the first level has twice as many."""
 
+WIDER = 3.0
+"""Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
+:func:`widened`."""
 CHANCE = 1.5
 """Half-width that a second look may promise, in units of the tolerated one: what the first saw may be too large."""
 
@@ -83,8 +87,13 @@ class Estimate(NamedTuple):
     def at(self, points: NDArray[np.intp], elsewhere: Estimate) -> Estimate:
         """This one at some points, and another at those where it has too little."""
         here = np.isin(np.arange(len(self.losses)), points)
-        pairs = zip(self[:4], elsewhere[:4], strict=True)
-        return Estimate(*(np.where(here, mine, other) for mine, other in pairs), shapes=elsewhere.shapes)
+        return Estimate(
+            np.where(here, self.losses, elsewhere.losses),
+            np.where(here, self.deviation, elsewhere.deviation),
+            np.where(here, self.degrees, elsewhere.degrees),
+            np.where(here, self.spreads, elsewhere.spreads),
+            elsewhere.shapes,
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Outcome:
     """Of the simultaneous interval; 0 at the ends.  # (points,)"""
     looks: int
     accepted: bool
-    """Whether the height is known as well as wanted; if not, the exact losses are needed."""
+    """Whether the height is known as well as wanted; if not, :func:`exact_look` is needed."""
     spread: tuple[float, float]
     """Of each level, the largest over the points of its standard deviation between units, times their number, in units
     of what the loss at the point may be wrong by: as much as the height, and the more the higher above the floor."""
@@ -173,6 +182,24 @@ def quantile(degrees: Array | float, shapes: float) -> Array:
     return stdtrit(degrees, 1 - MISSES / (2 * LOOKS * CAUTION * max(1.0, shapes)))
 
 
+def kurtosis(values: Array) -> float:
+    """Fourth moment of each column by the square of its second, the median over the columns that vary; at least 1.
+
+    The second level has as many units at random as the first level has kurtosis: the heavier the tails, the more units
+    it takes until a mean of them is as Student's t has it. The first level has more units, and shows them better.
+
+    >>> kurtosis(np.array([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0], [0.0, -1.0]]))
+    1.0
+    """
+    away = values - values.mean(axis=0)
+    square = (away**2).mean(axis=0)
+    varies = np.isfinite(square) & (square > 0)
+    if not varies.any():
+        return 1.0
+    scaled = away[:, varies] / np.sqrt(square[varies])
+    return float(np.median((scaled**4).mean(axis=0)))
+
+
 def floor_interval(losses: Array, halfwidths: Array) -> tuple[float, float]:
     """The floor lies between the lowest lower and the lowest upper bound: the minimum is monotone in every loss."""
     return float((losses - halfwidths).min()), float((losses + halfwidths).min())
@@ -184,7 +211,7 @@ def contenders(losses: Array, halfwidths: Array) -> NDArray[np.intp]:
     >>> contenders(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.1])).tolist()
     [1, 2]
     """
-    return np.flatnonzero((halfwidths > 0) & (losses - halfwidths < (losses + halfwidths).min()))
+    return np.flatnonzero((halfwidths > 0) & (losses - halfwidths <= (losses + halfwidths).min()))
 
 
 def smallest(num_units: int) -> Sizes:
@@ -207,7 +234,8 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
     small = smallest(num_units)
     sizes = sizes_for(float(spread1), float(spread2), num_units, num_points, AIMS[0])
     if sizes.second > GROWTH * small.second:  # a few tell at which points of the grid the others are needed
-        sizes = small._replace(first=min(sizes.first, num_units - small.certain))
+        takes_all = sizes.certain + sizes.first >= num_units
+        sizes = small._replace(first=num_units - small.certain if takes_all else sizes.first)
     return sizes if fits(sizes, num_units) else small
 
 
@@ -294,52 +322,74 @@ def certify(
         What was found, or None where the sample would be more than half of the units: the exact losses cost no more.
     """
     num_units, num_points = len(signs), len(chord) - 1
-    sizes = sizes._replace(certain=max(sizes.certain, outstanding(signs)))
+    certain = max(sizes.certain, outstanding(signs))
+    sizes = sizes._replace(certain=certain, first=min(sizes.first, num_units - certain))
     if not fits(sizes, num_units):
         return None
     order = np.argsort(-signs, kind="stable")
-    certain, drawn = order[: sizes.certain], random.permutation(order[sizes.certain :])
+    surely, drawn = order[:certain], random.permutation(order[certain:])
     inside = np.arange(1, num_points)
-    surely = np.zeros_like(chord)
-    first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
     outcome = None
     n1, n2 = sizes.first, sizes.second
+    num_everywhere = n2
+    known = np.zeros_like(chord)
+    first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
     for look in range(1, LOOKS + 1):
         if look == 1:
-            middle = levels.middle_minus_chord(np.concatenate([certain, drawn[:n1]]))
-            true = levels.true_minus_middle(np.concatenate([certain, drawn[:n2]]), inside)
-            surely = middle[: len(certain)].sum(axis=0) + true[: len(certain)].sum(axis=0)
-            first, second = middle[len(certain) :], true[len(certain) :]
-            found = estimate(chord, surely, first, second, len(drawn))
+            middle = levels.middle_minus_chord(np.concatenate([surely, drawn[:n1]]))
+            n2 = max(n2, min(n1, num_units // 2 - certain, math.ceil(kurtosis(middle[certain:]))))
+            true = levels.true_minus_middle(np.concatenate([surely, drawn[:n2]]), inside)
+            num_everywhere = n2
+            known = middle[:certain].sum(axis=0) + true[:certain].sum(axis=0)
+            first, second = middle[certain:], true[certain:]
+            found = estimate(chord, known, first, second, len(drawn))
         else:
             first = np.concatenate([first, levels.middle_minus_chord(drawn[len(first) : n1])])
             second = np.concatenate([second, levels.true_minus_middle(drawn[len(second) : n2], inside)])
-            seen_everywhere = estimate(chord, surely, first, second[: sizes.second], len(drawn))
-            found = estimate(chord, surely, first, second, len(drawn)).at(inside, seen_everywhere)
+            seen_everywhere = estimate(chord, known, first, second[:num_everywhere], len(drawn))
+            found = estimate(chord, known, first, second, len(drawn)).at(inside, seen_everywhere)
         outcome = _outcome(found, look, tolerance, loss_noise)
-        if not outcome.finite or outcome.accepted:
-            return outcome
+        if not outcome.finite:
+            break
+        if outcome.accepted:
+            return replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
         inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
         num_inside = len(inside) - int(nodes(num_points)[1] in inside)
-        n1, n2 = larger = second_look(outcome.spread, n1, n2, len(certain), num_units, num_points, num_inside)
+        n1, n2 = larger = second_look(outcome.spread, n1, n2, certain, num_units, num_points, num_inside)
         if not _promises(outcome.spread, larger, len(drawn), num_points):
-            return outcome
+            break
     return outcome
 
 
+def widened(losses: Array, halfwidths: Array) -> Array:
+    """Half-widths that are larger where it costs nothing: few units may not show how far others lie off.
+
+    An interval becomes ``WIDER`` times as wide as it is, as far as neither the floor nor a barrier that is decided, at
+    any point, comes to be in doubt.
+
+    >>> widened(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.02, 0.05, 0.0])).round(9).tolist()
+    [0.0, 0.05, 0.05, 0.0]
+    """
+    room = losses - (losses + halfwidths).min()
+    to_barrier = np.abs(losses - np.maximum(losses[0], losses[-1]))
+    room = np.where(halfwidths <= to_barrier, np.minimum(room, to_barrier), room)
+    return np.maximum(halfwidths, np.minimum(WIDER * halfwidths, (1 - 1e-9) * room))  # less for rounding
+
+
 def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
-    """Give every point that may be the floor its exact loss, the likeliest first: then the height is exact, too.
+    """Give every point that may be the floor its exact loss, the likeliest first: then floor and height are exact, if
+    the intervals of the others hold. Ends at a loss that is not finite.
 
     >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, (9.0, 9.0))
     >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
-    >>> found.losses.tolist(), found.halfwidths.tolist()
-    ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.05, 0.0])
+    >>> found.losses.tolist(), found.halfwidths.round(9).tolist()
+    ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.09, 0.0])
     """
     losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-    while len(left := contenders(losses, halfwidths)):
+    while len(left := contenders(losses, halfwidths)) and np.isfinite(losses).all():
         point = int(left[(losses - halfwidths)[left].argmin()])
         losses[point], halfwidths[point] = loss_at(point), 0.0
-    return replace(outcome, losses=losses, halfwidths=halfwidths, looks=EXACT_LOOK)
+    return replace(outcome, losses=losses, halfwidths=widened(losses, halfwidths), looks=EXACT_LOOK)
 
 
 def second_look(

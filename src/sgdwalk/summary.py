@@ -69,8 +69,8 @@ def _about_the_estimate(run: Run) -> list[str]:
     steps = run.steps[run.steps["looks"].notna()]
     estimated = steps[steps["looks"] < EXACT_LOOK]
     if estimated.empty:
-        return [f"All {count(len(steps), 'segment')} turned out to need the exact losses."]
-    told = f"Its losses are estimated along {len(estimated):,} of {count(len(steps), 'segment')}"
+        return [f"Samples did not do along any of {count(len(steps), 'segment')}: every height is exact."]
+    told = f"Its height is estimated along {len(estimated):,} of {count(len(steps), 'segment')}"
     widths = (estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]
     return [f"{told}{_how_well(widths.median())}."]
 
@@ -79,17 +79,17 @@ def _how_well(halfwidth: float) -> str:
     """What the median half-width of the 95 % intervals, relative to the height, says of single heights.
 
     >>> _how_well(0.0137)
-    ', the height to within 1.4 % of it (the median of the 95 % intervals)'
+    ', to within 1.4 % of it (the median of the 95 % intervals)'
     """
     if math.isnan(halfwidth):
         return ""
     if halfwidth >= ROUGH:
         return (
-            ", their heights only roughly: half of the 95 % intervals reach at least "
+            ", only roughly: half of the 95 % intervals reach at least "
             f"{number(halfwidth)} times the height to either side"
         )
     width = "less than 0.1 %" if halfwidth < 0.001 else f"{number(100 * halfwidth, 2)} %"
-    return f", the height to within {width} of it (the median of the 95 % intervals)"
+    return f", to within {width} of it (the median of the 95 % intervals)"
 
 
 def _about_the_floor(run: Run, numbers: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from sgdwalk.outputs import floats, joined, with_floats
 MOST_UNITS = 512
 """Units into which data are cut at most: enough for a sample, few enough that each holds many examples."""
 FEWEST_EXAMPLES = 10
-"""Of a unit, at least: in one of two or three a single example may count for all others, and samples do not meet it."""
+"""Of a unit, about, and more where there are many: in one of two or three a single example may hold what differs."""
 
 
 class LossAsOutput:
