@@ -48,6 +48,28 @@ def work(experiment: Experiment) -> float:
     return experiment.num_examples * math.fsum(passes(experiment, step) for step in range(experiment.num_updates))
 
 
+def time_needed(experiment: Experiment) -> float:
+    """What the whole training takes, in forward passes of one example through the paper's MLP; roughly.
+
+    >>> from dataclasses import replace
+    >>> wide = Experiment(dataset="cifar10", network="vgg11")
+    >>> time_needed(wide) > 20 * time_needed(replace(wide, width_divisor=8))
+    True
+    """
+    return work(experiment) * _forward_cost(experiment)
+
+
+def _forward_cost(experiment: Experiment) -> float:
+    """A forward pass of an example, in those of the paper's MLP, as timed on one core."""
+    if experiment.network == "mlp":
+        return 1.0
+    pixels = (experiment.image_size / 32) ** 2
+    channels = 1 / experiment.width_divisor**2
+    if experiment.network == "vgg11":
+        return pixels * (5 + 200 * channels)
+    return pixels * experiment.blocks * (10 + 30 * channels)
+
+
 def _segment(experiment: Experiment) -> float:
     if experiment.method == "exact":
         return experiment.num_points

@@ -15,7 +15,7 @@ import pandas as pd
 
 import sgdwalk
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.cost import work
+from sgdwalk.paper.cost import time_needed
 from sgdwalk.paper.sweep import Executor, TrainingsFailed, Update, is_trained, train_all, training_name
 from sgdwalk.paper.sweep_results import draw, results_table, write_table
 
@@ -175,7 +175,7 @@ def run_grid(
 
 
 def missing_of(grid: Grid, folder: Path) -> tuple[list[Experiment], dict[str, str]]:
-    """The trainings that are not finished, most work first; and what is wrong with folders that cannot be read."""
+    """The trainings that are not finished, the longest first; and what is wrong with folders that cannot be read."""
     missing, failures = [], {}
     for experiment in grid.experiments:
         try:
@@ -183,7 +183,7 @@ def missing_of(grid: Grid, folder: Path) -> tuple[list[Experiment], dict[str, st
                 missing.append(experiment)
         except sgdwalk.SgdwalkError as error:
             failures[training_name(experiment)] = str(error)
-    return sorted(missing, key=lambda experiment: -work(experiment)), failures
+    return sorted(missing, key=lambda experiment: -time_needed(experiment)), failures
 
 
 def _values(name: str, values: Any) -> tuple[Any, ...]:

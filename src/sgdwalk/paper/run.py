@@ -19,7 +19,7 @@ from sgdwalk.paper import agreement
 from sgdwalk.paper.agreement import Agreement, Pair
 from sgdwalk.paper.certifying import TOLERANCE, figures, left_out
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.cost import work
+from sgdwalk.paper.cost import time_needed
 from sgdwalk.paper.figure import DEVIATIONS, Figure, Method, Panel, Runs
 from sgdwalk.paper.forking import in_forks
 from sgdwalk.paper.judging import Claim, Verdict
@@ -180,16 +180,18 @@ def undecided_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Exper
 
 
 def missing_trainings(wanted: Sequence[Figure], trainings: Path) -> list[Experiment]:
-    """What some figures need and is not there or not finished; the most work first, so that the last ends early.
+    """What some figures need and is not there or not finished; the longest first, so that the last ends early.
 
-    What others go on from counts with the most work of those.
+    What others go on from counts with the longest of those.
     """
     known = [with_choice(each, trainings) for each in wanted]
     needed = dict.fromkeys(experiment for each in known for experiment in each.experiments)
     missing = [experiment for experiment in needed if not is_trained(trainings, experiment)]
 
     def waiting(experiment: Experiment) -> float:
-        return work(experiment) + max((waiting(each) for each in missing if each.after == experiment), default=0.0)
+        return time_needed(experiment) + max(
+            (waiting(each) for each in missing if each.after == experiment), default=0.0
+        )
 
     return sorted(missing, key=lambda experiment: -waiting(experiment))
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import sgdwalk
 from sgdwalk.paper import record
 from sgdwalk.paper.config import Execution, Experiment
-from sgdwalk.paper.cost import work
+from sgdwalk.paper.cost import time_needed
 from sgdwalk.paper.forking import ForkingExecutor
 from sgdwalk.paper.task import Board, Outcome, Task
 
@@ -164,7 +164,7 @@ class _Asked:
         self._executor = executor
         self._update = update
         self._num_updates = sum(each.num_updates for each in experiments)
-        self._work = {training_name(each): work(each) for each in experiments}
+        self._work = {training_name(each): time_needed(each) for each in experiments}
         self._waiting = deque(experiments)
         self._running: list[_Attempt] = []
         self._num_failed: Counter[str] = Counter()
