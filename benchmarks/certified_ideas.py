@@ -54,6 +54,14 @@ def no_planning() -> Any:
     return mock.patch.object(multilevel, "plan", lambda spreads, num_units, num_points: multilevel.smallest(num_units))
 
 
+def no_units_for_heavy_tails() -> Any:
+    return mock.patch.object(multilevel, "kurtosis", return_value=1.0)
+
+
+def no_wider_intervals() -> Any:
+    return mock.patch.object(multilevel, "WIDER", 1.0)
+
+
 def all_points_alike() -> Any:
     return mock.patch.object(multilevel, "allowed", lambda losses, tolerated: np.full_like(losses, tolerated))
 
@@ -72,6 +80,8 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "nine independent points": nine_independent_points,
     "without the levels' covariance": no_covariance,
     "without planning by earlier steps": no_planning,
+    "without units for heavy tails": no_units_for_heavy_tails,
+    "without wider intervals above the floor": no_wider_intervals,
     "every point planned as if it were the floor": all_points_alike,
     "the second and the exact look at every point": all_points_to_the_end,
     "with one look before the exact one": one_look,
