@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from sgdwalk import multilevel
 from sgdwalk.certified import REMEMBERED
+from sgdwalk.records import EXACT_LOOK
 from sgdwalk.valley import barrier
 
 SAMPLINGS = 2_000
@@ -155,7 +156,7 @@ def sampled(case, *, samplings=SAMPLINGS, tolerance=0.05):
     for seed in range(samplings):
         outcome = certified(case, sizes, seed, tolerance)
         if outcome is None:
-            looks[multilevel.EXACT_LOOK] += 1
+            looks[EXACT_LOOK] += 1
             case.num_evaluated += 9 * len(case.signs)
             continue
         if not outcome.accepted:

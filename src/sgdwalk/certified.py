@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdwalk.multilevel import EXACT_LOOK, Outcome, certify, exact_look, nodes, plan
+from sgdwalk.multilevel import Outcome, certify, exact_look, nodes, plan
 from sgdwalk.objective import FullLoss, LossSums, is_out_of_memory
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
 from sgdwalk.passage import KEPT_BYTES, Floats, Passage
-from sgdwalk.records import SegmentPoint
+from sgdwalk.records import EXACT_LOOK, SegmentPoint
 from sgdwalk.segment import grid, losses_at
 from sgdwalk.units import LossAsOutput, source_of, units_of
 from sgdwalk.valley import barrier

@@ -23,17 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from sgdwalk.records import EXACT_LOOK
+
 MISSES = 0.05
 """Share of the intervals that may miss, over both looks and all points together."""
-LOOKS = 2
+LOOKS = EXACT_LOOK - 1
 """Looks at samples; the one after them is exact."""
-EXACT_LOOK = LOOKS + 1
 AIMS = (0.9, 0.75)
 """Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
 is planned by what the first look saw."""
 GROWTH = 2
-"""The second look has at least so many times the units of the first, as far as there are as many. Where a first look
-would have more than so many times the smallest at the second level, it has the smallest, and the second the others."""
+"""The second look has at least so many times the units of the first, as far as there are as many; a first one that
+would have more than so many times the fewest at the second level leaves them to it."""
 CAUTION = 1.5
 """Times the effective number of points: it is itself estimated from few units, which see too few shapes."""
 SHAPES = 3.0
@@ -44,7 +45,6 @@ OUTSTANDING = 5.0
 """Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
 FEWEST = 6
 """Units drawn at random for the second level, at least; the first level has twice as many."""
-
 WIDER = 3.0
 """Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
 :func:`widened`."""
@@ -269,17 +269,15 @@ def sizes_for(
         common = (spread1 + math.sqrt(cost) * spread2) / (wanted + (spread1**2 + spread2**2) / num_units)
         second = max(sizes.second, math.ceil(spread2 * common / math.sqrt(cost)))
         first = max(sizes.first, math.ceil(spread1 * common), second)
-        surely = _certain(second) if certain is None else certain
-        if first > num_units - surely:  # with all units the first level adds no variance
+        if first > num_units - _certain(second, certain):  # with all units the first level adds no variance
             second = max(sizes.second, math.ceil(spread2**2 / (wanted + spread2**2 / num_units)))
-            surely = _certain(second) if certain is None else certain
-            first = max(num_units - surely, second)
-    return Sizes(_certain(second) if certain is None else certain, first, second)
+            first = max(num_units - _certain(second, certain), second)
+    return Sizes(_certain(second, certain), first, second)
 
 
-def _certain(second: int) -> int:
-    """Units taken with certainty beside so many at random."""
-    return -(-second // 3)
+def _certain(second: int, decided: int | None = None) -> int:
+    """Units taken with certainty beside so many at random at the second level, where it is not decided."""
+    return -(-second // 3) if decided is None else decided
 
 
 def fits(sizes: Sizes, num_units: int) -> bool:
@@ -328,36 +326,25 @@ def certify(
         return None
     order = np.argsort(-signs, kind="stable")
     surely, drawn = order[:certain], random.permutation(order[certain:])
-    inside = np.arange(1, num_points)
-    outcome = None
     n1, n2 = sizes.first, sizes.second
-    num_everywhere = n2
-    known = np.zeros_like(chord)
-    first, second = np.empty((0, len(chord))), np.empty((0, len(chord)))
-    for look in range(1, LOOKS + 1):
-        if look == 1:
-            middle = levels.middle_minus_chord(np.concatenate([surely, drawn[:n1]]))
-            n2 = max(n2, min(n1, num_units // 2 - certain, math.ceil(kurtosis(middle[certain:]))))
-            true = levels.true_minus_middle(np.concatenate([surely, drawn[:n2]]), inside)
-            num_everywhere = n2
-            known = middle[:certain].sum(axis=0) + true[:certain].sum(axis=0)
-            first, second = middle[certain:], true[certain:]
-            found = estimate(chord, known, first, second, len(drawn))
-        else:
-            first = np.concatenate([first, levels.middle_minus_chord(drawn[len(first) : n1])])
-            second = np.concatenate([second, levels.true_minus_middle(drawn[len(second) : n2], inside)])
-            seen_everywhere = estimate(chord, known, first, second[:num_everywhere], len(drawn))
-            found = estimate(chord, known, first, second, len(drawn)).at(inside, seen_everywhere)
-        outcome = _outcome(found, look, tolerance, loss_noise)
-        if not outcome.finite:
-            break
-        if outcome.accepted:
-            return replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
+    middle = levels.middle_minus_chord(np.concatenate([surely, drawn[:n1]]))
+    n2 = max(n2, min(n1, num_units // 2 - certain, math.ceil(kurtosis(middle[certain:]))))
+    true = levels.true_minus_middle(np.concatenate([surely, drawn[:n2]]), np.arange(1, num_points))
+    known = middle[:certain].sum(axis=0) + true[:certain].sum(axis=0)
+    first, second = middle[certain:], true[certain:]
+    outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, tolerance, loss_noise)
+    if outcome.finite and not outcome.accepted:
         inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
         num_inside = len(inside) - int(nodes(num_points)[1] in inside)
-        n1, n2 = larger = second_look(outcome.spread, n1, n2, certain, num_units, num_points, num_inside)
-        if not _promises(outcome.spread, larger, len(drawn), num_points):
-            break
+        more1, more2 = second_look(outcome.spread, n1, n2, certain, num_units, num_points, num_inside)
+        if _promises(outcome.spread, (more1, more2), len(drawn), num_points):
+            first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])
+            second = np.concatenate([second, levels.true_minus_middle(drawn[n2:more2], inside)])
+            everywhere = estimate(chord, known, first, second[:n2], len(drawn))
+            found = estimate(chord, known, first, second, len(drawn)).at(inside, everywhere)
+            outcome = _outcome(found, 2, tolerance, loss_noise)
+    if outcome.finite and outcome.accepted:
+        outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
     return outcome
 
 

@@ -16,6 +16,9 @@ SCHEMA_VERSION = 1
 
 NAN = math.nan
 
+EXACT_LOOK = 3
+"""``looks`` of a certified segment whose floor was evaluated over all data; before it come looks at samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentPoint:

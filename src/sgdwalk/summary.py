@@ -10,6 +10,7 @@ import pandas as pd
 
 from sgdwalk.analysis import gauge_totals, sampled_totals, totals
 from sgdwalk.columns import edge_ratios, looked_at, measure_columns, sampled_measures
+from sgdwalk.records import EXACT_LOOK
 from sgdwalk.text import count, number, plain
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 NEAR = 0.9
 """Of the updates after which distances are compared; a walk not looked at since is left out."""
-EXACT_LOOK = 3
-"""``looks`` of a step whose floor is exact."""
 ROUGH = 0.5
 """Half-width of an interval, relative to the height, from which on a single height says little."""
 
@@ -69,7 +68,7 @@ def _about_the_estimate(run: Run) -> list[str]:
     steps = run.steps[run.steps["looks"].notna()]
     estimated = steps[steps["looks"] < EXACT_LOOK]
     if estimated.empty:
-        return [f"Samples did not do along any of {count(len(steps), 'segment')}: every height is exact."]
+        return [f"No height is estimated: the floor is exact along all of {count(len(steps), 'segment')}."]
     told = f"Its height is estimated along {len(estimated):,} of {count(len(steps), 'segment')}"
     widths = (estimated["height_high"] - estimated["height_low"]) / 2 / estimated["height"]
     return [f"{told}{_how_well(widths.median())}."]
