@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sgdwalk.paper.config import Experiment
-from sgdwalk.paper.trainings import AUTHORS_SEED, OTHER_SEEDS, Architecture, Scale, base
+from sgdwalk.paper.trainings import AUTHORS_SEED, NUM_UNWATCHED_SEEDS, Architecture, Scale, base, seeds
 
 FACTORS = (0.1, 0.05)
 """Shares of the largest gradient variance (section 4)."""
@@ -157,4 +157,4 @@ def _sgd(gd: Experiment, updates: int) -> Experiment:
 
 def _seeds(first: Experiment, scale: Scale) -> tuple[Experiment, ...]:
     assert first.seed == AUTHORS_SEED
-    return (first,) if scale == "smoke" else (first, *(replace(first, seed=seed) for seed in OTHER_SEEDS))
+    return tuple(replace(first, seed=seed) for seed in seeds(scale, NUM_UNWATCHED_SEEDS))

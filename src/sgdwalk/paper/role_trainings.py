@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sgdwalk.paper.config import Experiment
-from sgdwalk.paper.trainings import AUTHORS_SEED, OTHER_SEEDS, Architecture, Scale, base
+from sgdwalk.paper.trainings import Architecture, Scale, base, seeds
 
 USUAL_RATE = 0.1
 RATES: Mapping[Scale, tuple[float, ...]] = {
@@ -122,5 +122,4 @@ def sweep(setting: Setting, scale: Scale) -> tuple[Experiment, ...]:
             steps=max(after_updates, after_epochs),
             epochs=-(-max(after_updates, after_epochs) // plain.steps_per_epoch),
         )
-    seeds = (AUTHORS_SEED,) if scale == "smoke" else (AUTHORS_SEED, *OTHER_SEEDS)
-    return tuple(replace(plain, seed=seed) for seed in seeds)
+    return tuple(replace(plain, seed=seed) for seed in seeds(scale))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import sgdwalk
 from sgdwalk.paper.config import Experiment
-from sgdwalk.paper.trainings import AUTHORS_SEED, OTHER_SEEDS, Architecture, Scale, base
+from sgdwalk.paper.trainings import NUM_UNWATCHED_SEEDS, Architecture, Scale, base, seeds
 
 EPOCHS: Mapping[Scale, int] = {"smoke": 6, "small": 12, "paper": 90}
 """The paper does not say how long it trains; multiples of six, so that EQUAL_COST and the halves are whole."""
@@ -17,8 +17,6 @@ EQUAL_COST = (2, 3)
 epochs cost as many passes as all epochs of the others."""
 FIRST_RATE = 0.02
 """Where rising schedules start and end."""
-TUNED_SEEDS = (*OTHER_SEEDS, AUTHORS_SEED + 3)
-"""The best of a grid is trained again with three seeds that played no part in choosing it."""
 
 SCHEDULES: Mapping[str, str] = {
     "cyclical": "cyclical (CLR)",
@@ -76,13 +74,17 @@ def best(runs: Mapping[str, Sequence[sgdwalk.Run]], roles: Mapping[str, Experime
 
 
 def tuned(chosen: Mapping[str, Experiment], scale: Scale) -> dict[str, tuple[Experiment, ...]]:
-    """The trainings that are compared, by role, from the chosen setting of each schedule."""
-    seeds = (AUTHORS_SEED,) if scale == "smoke" else TUNED_SEEDS
+    """The trainings that are compared, by role, from the chosen setting of each schedule.
+
+    Their seeds played no part in choosing it, but at ``smoke``, where there is one.
+    """
+    chosen_by = 0 if scale == "smoke" else 1
+    fresh = [seed + chosen_by for seed in seeds(scale, NUM_UNWATCHED_SEEDS)]
     numerator, denominator = EQUAL_COST
     hold = chosen["hold"]
     epochs = hold.epochs * numerator // denominator
     roles = {**chosen, EQUAL: replace(hold, epochs=epochs, **_watching("hold", epochs))}
-    return {role: tuple(replace(each, seed=seed) for seed in seeds) for role, each in roles.items()}
+    return {role: tuple(replace(each, seed=seed) for seed in fresh) for role, each in roles.items()}
 
 
 def _watching(schedule: str, epochs: int) -> dict:

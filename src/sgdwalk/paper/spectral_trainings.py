@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sgdwalk.paper.config import Experiment
-from sgdwalk.paper.trainings import AUTHORS_SEED, OTHER_SEEDS, Architecture, Scale, base, our_epoch
+from sgdwalk.paper.trainings import Architecture, Scale, base, our_epoch, seeds
 
 LAST_EPOCH = 100
 """The paper trains for 100 epochs."""
@@ -57,9 +57,7 @@ def spectral(architecture: Architecture, scale: Scale, learning_rate: float) -> 
         spectral_examples=SPECTRAL_EXAMPLES[scale],
     )
     compared = replace(first, spectral_compare_epochs=COMPARED_EPOCHS[scale])
-    if scale == "smoke":
-        return (compared,)
-    return (compared, *(replace(first, seed=seed) for seed in OTHER_SEEDS))
+    return (compared, *(replace(first, seed=seed) for seed in seeds(scale)[1:]))
 
 
 def decomposition(scale: Scale) -> tuple[Experiment, ...]:
@@ -78,4 +76,4 @@ def decomposition(scale: Scale) -> tuple[Experiment, ...]:
         watch=False,
         decomposition_steps=DECOMPOSITION_STEPS[scale],
     )
-    return tuple(replace(small, seed=seed) for seed in (AUTHORS_SEED, *OTHER_SEEDS))
+    return tuple(replace(small, seed=seed) for seed in seeds(scale))

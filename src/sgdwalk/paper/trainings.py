@@ -25,8 +25,13 @@ AUTHORS_SEED = 1111
 """The seed in the authors' public code."""
 AUTHORS_WEIGHT_DECAY = 1e-4
 """The L2 coefficient there; the paper does not mention it."""
-OTHER_SEEDS = (AUTHORS_SEED + 1, AUTHORS_SEED + 2)
-"""Two more trainings of each kind tell how much a number varies from seed to seed."""
+NUM_SEEDS: Mapping[Scale, int] = {"smoke": 1, "small": 3, "paper": 3}
+"""Trainings of each kind: they tell how much a number varies from seed to seed."""
+NUM_UNWATCHED_SEEDS: Mapping[Scale, int] = {"smoke": 1, "small": 5, "paper": 3}
+"""Where only cosines, distances or accuracies are compared: what is not watched costs little, and five seeds tell
+differences half as large as three do."""
+UNWATCHED_EPOCHS = 2
+"""So long go SGD's trainings with the further seeds, in the setting of Figures 1 to 21."""
 GD_UPDATES = 40
 """The paper shows the first 40 updates of gradient descent."""
 TABLE_EPOCHS: Mapping[Architecture, tuple[int, ...]] = {
@@ -107,6 +112,11 @@ def base(architecture: Architecture, scale: Scale) -> Experiment:
     return replace(cut, blocks=2, width_divisor=2, image_divisor=2)
 
 
+def seeds(scale: Scale, numbers: Mapping[Scale, int] = NUM_SEEDS) -> tuple[int, ...]:
+    """Of the trainings of each kind, the authors' first."""
+    return tuple(AUTHORS_SEED + number for number in range(numbers[scale]))
+
+
 def our_epoch(epoch: int, scale: Scale) -> int:
     """Which of our epochs stands for one of the paper's: the same, but for ``smoke``, where a few stand for all."""
     return {1: 1, 2: 2, 10: 2, 20: 2, 25: 3, 30: 3, 40: 3, 100: 3}[epoch] if scale == "smoke" else epoch
@@ -121,7 +131,7 @@ def gd(architecture: Architecture, scale: Scale, gradient: Literal["mean", "sum"
         gradient: how the paper's "full batch gradient" is read.
     """
     watched = replace(base(architecture, scale), algorithm="gd", gd_gradient=gradient, epochs=GD_UPDATES, augment=False)
-    others = () if scale == "smoke" else tuple(replace(watched, seed=seed, watch=False) for seed in OTHER_SEEDS)
+    others = tuple(replace(watched, seed=seed, watch=False) for seed in seeds(scale, NUM_UNWATCHED_SEEDS)[1:])
     if architecture == "vgg11":
         watched = replace(watched, curvature_every=CURVATURE_EVERY[scale])
     return (watched, *others)
@@ -145,10 +155,16 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
         watched = replace(plain, watch_epochs=epochs)
     else:
         watched = _watched_throughout(architecture, scale, plain, epochs)
-    if scale == "smoke":
-        return (watched,)
     other = replace(plain, watch_epochs=epochs, watch_every=OTHERS_WATCH_EVERY)
-    return (watched, *(replace(other, seed=seed) for seed in OTHER_SEEDS))
+    return (watched, *(replace(other, seed=seed) for seed in seeds(scale)[1:]))
+
+
+def unwatched_sgd(architecture: Architecture, scale: Scale, epoch: int) -> tuple[Experiment, ...]:
+    """The same trainings with further seeds for the cosines and distances of an early epoch; later ones have none."""
+    if epoch > UNWATCHED_EPOCHS:
+        return ()
+    plain = replace(base(architecture, scale), learning_rate=0.1, epochs=UNWATCHED_EPOCHS, watch=False)
+    return tuple(replace(plain, seed=seed) for seed in seeds(scale, NUM_UNWATCHED_SEEDS)[NUM_SEEDS[scale] :])
 
 
 def whole_network_sgd(scale: Scale) -> tuple[Experiment, ...]:
@@ -157,7 +173,7 @@ def whole_network_sgd(scale: Scale) -> tuple[Experiment, ...]:
         return ()
     plain = replace(base("vgg11", "paper"), num_validation=100, watch=False)
     walk = replace(plain, num_train=WHOLE_NETWORK_SGD_IMAGES, steps=GD_UPDATES, epochs=1)
-    return tuple(replace(walk, seed=seed) for seed in (AUTHORS_SEED, *OTHER_SEEDS))
+    return tuple(replace(walk, seed=seed) for seed in seeds(scale))
 
 
 def whole_network_gd(scale: Scale) -> Mapping[tuple[Literal["mean", "sum"], int], Experiment]:

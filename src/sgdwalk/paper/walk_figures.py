@@ -17,6 +17,7 @@ from sgdwalk.paper.trainings import (
     gd,
     our_epoch,
     sgd,
+    unwatched_sgd,
     whole_network_gd,
     whole_network_sgd,
 )
@@ -142,7 +143,7 @@ def _sgd_figure(id: str, scale: Scale, architecture: Architecture, papers_epoch:
         f"{published_data(architecture)}.",
         (architecture,),
         {
-            "sgd": sgd(architecture, scale),
+            "sgd": (*sgd(architecture, scale), *unwatched_sgd(architecture, scale, epoch)),
             "gd": gd(architecture, scale, "mean"),
             "gd-sum": gd(architecture, scale, "sum"),
             **whole,
