@@ -37,17 +37,26 @@ def nine_independent_points() -> Any:
 
 
 def no_covariance() -> Any:
-    def without(chord: Any, certain: Any, first: Any, second: Any, num_random: int) -> multilevel.Estimate:
-        found = estimate(chord, certain, first, second, num_random)
-        n1, n2 = len(first), len(second)
-        variance = num_random**2 * (
-            first.var(axis=0, ddof=1) * (1 / n1 - 1 / num_random)
-            + second.var(axis=0, ddof=1) * (1 / n2 - 1 / num_random)
-        )
+    def without(
+        chord: Any, certain: Any, first: Any, second: Any, num_random: int, counts: Any = None
+    ) -> multilevel.Estimate:
+        found = estimate(chord, certain, first, second, num_random, counts)
+        n1, n2 = len(first), len(second) if counts is None else counts
+        of_first = num_random**2 * first.var(axis=0, ddof=1)
+        variance = of_first * (1 / n1 - 1 / num_random) + found.spreads[1] ** 2 * (1 / n2 - 1 / num_random)
         return found._replace(deviation=np.sqrt(variance))
 
     estimate = multilevel.estimate
     return mock.patch.object(multilevel, "estimate", without)
+
+
+def as_many_units_at_every_point() -> Any:
+    def second_look(*arguments: Any) -> tuple[int, Any]:
+        first, seconds = wanted(*arguments)
+        return first, np.full_like(seconds, seconds.max())
+
+    wanted = multilevel.second_look
+    return mock.patch.object(multilevel, "second_look", second_look)
 
 
 def no_planning() -> Any:
@@ -71,7 +80,7 @@ def all_points_to_the_end() -> Any:
 
 
 def one_look() -> Any:
-    return mock.patch.multiple(multilevel, LOOKS=1, _promises=lambda *arguments: False)
+    return mock.patch.multiple(multilevel, LOOKS=1, WORTHWHILE=0.0)
 
 
 VARIANTS: dict[str, Callable[[], Any]] = {
@@ -83,6 +92,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "without units for heavy tails": no_units_for_heavy_tails,
     "without wider intervals above the floor": no_wider_intervals,
     "every point planned as if it were the floor": all_points_alike,
+    "the second look with as many units at every point": as_many_units_at_every_point,
     "the second and the exact look at every point": all_points_to_the_end,
     "with one look before the exact one": one_look,
     "one level: true - chord": contextlib.nullcontext,

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, columns, outputs, passage, run, short_rows, units
+from sgdwalk import certified, columns, outputs, params, passage, run, short_rows, units
 
 CERTIFIED = {"method": "certified", "on_error": "raise"}
 UPDATES = 12
@@ -415,6 +415,33 @@ def test_interpolated_outputs_run_through_their_nodes():
     points = torch.arange(11, dtype=torch.float64)
     torch.testing.assert_close(weights @ points[[0, 5, 10]] ** 2, points**2)
     assert (weights[[0, 5, 10]] == torch.eye(3)).all()
+
+
+@pytest.mark.parametrize(("rate", "node"), [(0.05, 7), (6.0, 5), (20.0, 3)])
+def test_chord_and_levels_of_all_units_add_up_and_are_the_truth_where_the_chord_has_its_floor(rate, node):
+    model = net().double()
+    inputs, targets = nets.classification(600)
+    inputs = inputs.double()
+    optimizer = SGD(model.parameters(), lr=rate)
+    walk = sgdwalk.watch(model, optimizer, functional.cross_entropy, (inputs, targets), batch_size=20)
+    loss = walk._measuring.full_loss
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    functional.cross_entropy(model(inputs[:100]), targets[:100]).backward()
+    optimizer.step()
+    end = [parameter.detach().clone() for parameter in model.parameters()]
+    with loss.evaluating():
+        here = passage.Passage(loss, units.units_of(loss), 10)
+        here.begin(start, end)
+        first, chord, _, last = here.ends(None, None)
+        along = np.array([first.mean, *(chord[1:-1] / 600), last.mean])
+        assert np.clip(along.argmin(), 3, 7) == node
+        every = np.arange(len(here.units))
+        one, other = here.middle_minus_chord(every), here.true_minus_middle(every)
+        for k, missed in enumerate(along + (one + other).sum(axis=0)):
+            params.lerp_into(loss.site.targets, start, end, k / 10)
+            assert missed == pytest.approx(loss.sums().mean, rel=1e-13)
+    assert np.flatnonzero(~other.any(axis=0)).tolist() == [0, node, 10]
+    assert np.flatnonzero(~one.any(axis=0)).tolist() == [0, 10]
 
 
 @pytest.mark.parametrize("sizes", [(605, 20), (7, 3), (5_000, 512), (3, 1)])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdwalk.multilevel import Outcome, certify, exact_look, nodes, plan
+from sgdwalk.multilevel import NUM_NODES, Outcome, certify, exact_look, plan
 from sgdwalk.objective import FullLoss, LossSums, is_out_of_memory
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
@@ -266,7 +266,7 @@ class CertifiedSegments(Segments):
             SegmentPoint(alpha, float(loss), "estimated" if width else "exact", float(width))
             for alpha, loss, width in zip(grid(self._num_points), losses, halfwidths, strict=True)
         )
-        return Certified(points, first, last, outcome.looks, len(nodes(self._num_points)), self.passage.examples, why)
+        return Certified(points, first, last, outcome.looks, NUM_NODES, self.passage.examples, why)
 
     def _losses_at(self, query: Query, points: Sequence[int]) -> list[float]:
         """L at points of the grid."""

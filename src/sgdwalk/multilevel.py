@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,12 +30,11 @@ MISSES = 0.05
 """Share of the intervals that may miss, over both looks and all points together."""
 LOOKS = EXACT_LOOK - 1
 """Looks at samples; the one after them is exact."""
-AIMS = (0.9, 0.75)
+AIMS = (0.9, 0.65)
 """Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
 is planned by what the first look saw."""
 GROWTH = 2
-"""The second look has at least so many times the units of the first, as far as there are as many; a first one that
-would have more than so many times the fewest at the second level leaves them to it."""
+"""So many times the fewest units a first look has at the second level, at most, and no more than one pass costs."""
 CAUTION = 1.5
 """Times the effective number of points: it is itself estimated from few units, which see too few shapes."""
 SHAPES = 3.0
@@ -48,8 +48,16 @@ FEWEST = 6
 WIDER = 3.0
 """Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
 :func:`widened`."""
-CHANCE = 1.5
-"""Half-width that a second look may promise, in units of the tolerated one: what the first saw may be too large."""
+NEARLY_ALL = 0.8
+"""Share of the units from which a second look takes all of them at a point: then it is exact there."""
+WORTHWHILE = 0.75
+"""Share of the units that a second look takes at most, over the points that may be the floor: the exact look evaluates
+one of these points after the other, and may stop early."""
+
+NUM_NODES = 3
+"""Points through which the outputs are interpolated at the middle level."""
+NEAREST_NODE = 0.3
+"""To an end the node between them is not nearer, as a share of the segment."""
 
 Array = NDArray[np.float64]
 
@@ -80,20 +88,10 @@ class Estimate(NamedTuple):
     degrees: Array
     """Degrees of freedom of the deviation, Welch's."""
     spreads: Array
-    """Standard deviations of the two levels between the units drawn, times their number.  # (2, points)"""
+    """Standard deviations between the units drawn, times their number: of what more units at the first level tell, and
+    of the second level.  # (2, points)"""
     shapes: float
     """As how many independent ones the errors at all points count: they have nearly one shape along a segment."""
-
-    def at(self, points: NDArray[np.intp], elsewhere: Estimate) -> Estimate:
-        """This one at some points, and another at those where it has too little."""
-        here = np.isin(np.arange(len(self.losses)), points)
-        return Estimate(
-            np.where(here, self.losses, elsewhere.losses),
-            np.where(here, self.deviation, elsewhere.deviation),
-            np.where(here, self.degrees, elsewhere.degrees),
-            np.where(here, self.spreads, elsewhere.spreads),
-            elsewhere.shapes,
-        )
 
 
 @dataclass(frozen=True)
@@ -107,57 +105,72 @@ class Outcome:
     looks: int
     accepted: bool
     """Whether the height is known as well as wanted; if not, :func:`exact_look` is needed."""
-    spread: tuple[float, float]
-    """Of each level, the largest over the points of its standard deviation between units, times their number, in units
-    of what the loss at the point may be wrong by: as much as the height, and the more the higher above the floor."""
+    spreads: Array
+    """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by: as much as the height, and the
+    more the higher above the floor; 0 at the ends.  # (2, points)"""
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Of each level the largest over the points: what later first looks are planned by."""
+        one, other = self.spreads.max(axis=1)
+        return float(one), float(other)
 
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.losses).all() and np.isfinite(self.halfwidths).all())
 
 
-def nodes(num_points: int) -> tuple[int, int, int]:
-    """The points through which the middle level runs: the ends and the point at or next below the middle.
+def middle_node(chord: Array) -> int:
+    """The point through which the middle level runs, beside both ends: where the chord has its floor, if not too near
+    an end to tell of the whole segment. There the first level tells the truth.
 
-    >>> nodes(10), nodes(5)
-    ((0, 5, 10), (0, 2, 5))
+    >>> middle_node(np.array([3.0, 2.0, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]))
+    3
+    >>> middle_node(np.linspace(1.0, 0.0, 11)), middle_node(np.zeros(3))
+    (7, 1)
     """
-    return 0, num_points // 2, num_points
+    num_points = len(chord) - 1
+    nearest = math.ceil(NEAREST_NODE * num_points)
+    return int(np.clip(np.argmin(chord), nearest, max(nearest, num_points - nearest)))
 
 
-def estimate(chord: Array, certain: Array, first: Array, second: Array, num_random: int) -> Estimate:
+def estimate(
+    chord: Array, certain: Array, first: Array, second: Array, num_random: int, counts: NDArray[np.intp] | None = None
+) -> Estimate:
     """L = Σ chord + Σ over certain units + M (mean of the first level + mean of the second level).
 
     With X = middle - chord on n₁ units drawn from M at random and Y = true - middle on the first n₂ of them, the
-    variance is M² [s²(X) (1/n₁ - 1/M) + s²(Y) (1/n₂ - 1/M) + 2 cov(X, Y) (1/n₁ - 1/M)].
+    variance is M² [(s²(X) + 2 cov(X, Y)) (1/n₁ - 1/M) + s²(Y) (1/n₂ - 1/M)], where s²(X) + 2 cov(X, Y) is
+    s²(true - chord) - s²(Y): where the middle tells nothing of the truth, a larger n₁ tells nothing either.
 
     Args:
         chord: L along the chord.  # (points,)
         certain: true - chord, summed over the units taken with certainty.  # (points,)
         first: X of the units drawn.  # (n₁, points)
-        second: Y of the first n₂ of them.  # (n₂, points)
+        second: Y of the first of them, zero from n₂ on.  # (largest n₂, points)
         num_random: M, the units among which was drawn.
+        counts: n₂ at each point; where not given, that of all rows.  # (points,)
 
     >>> import numpy as np
     >>> whole = estimate(np.ones(1), np.zeros(1), np.full((4, 1), 0.5), np.full((4, 1), -0.25), 4)
     >>> float(whole.losses[0]), float(whole.deviation[0])
     (2.0, 0.0)
     """
-    n1, n2 = len(first), len(second)
-    total = chord + certain + num_random * (first.mean(axis=0) + second.mean(axis=0))
-    away = second - second.mean(axis=0)
-    covariance = (away * first[:n2]).sum(axis=0) / (n2 - 1)
+    n1, n2 = len(first), np.full(len(chord), len(second)) if counts is None else counts
+    mean = second.sum(axis=0) / n2
+    total = chord + certain + num_random * (first.mean(axis=0) + mean)
+    away = np.where(np.arange(len(second))[:, None] < n2, second - mean, 0.0)
     square = num_random**2
-    part1 = square * first.var(axis=0, ddof=1) * (1 / n1 - 1 / num_random)
-    part2 = square * (
-        (away**2).sum(axis=0) / (n2 - 1) * (1 / n2 - 1 / num_random) + 2 * covariance * (1 / n1 - 1 / num_random)
-    )
+    covariance = square * (away * first[: len(second)]).sum(axis=0) / (n2 - 1)
+    of_first, of_second = square * first.var(axis=0, ddof=1), square * (away**2).sum(axis=0) / (n2 - 1)
+    part1 = of_first * (1 / n1 - 1 / num_random)
+    part2 = of_second * (1 / n2 - 1 / num_random) + 2 * covariance * (1 / n1 - 1 / num_random)
     variance = np.maximum(part1 + part2, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         degrees = variance**2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
     degrees = np.where(variance > 0, np.clip(degrees, n2 - 1, n1 + n2 - 2), n2 - 1)
-    errors = np.concatenate([(first - first.mean(axis=0)) / math.sqrt(n1 * (n1 - 1)), away / math.sqrt(n2 * (n2 - 1))])
-    spreads = num_random * np.array([level.std(axis=0, ddof=1) for level in (first, second)])
+    errors = np.concatenate([(first - first.mean(axis=0)) / math.sqrt(n1 * (n1 - 1)), away / np.sqrt(n2 * (n2 - 1))])
+    spreads = np.sqrt([np.maximum(of_first + 2 * covariance, 0.0), of_second])
     return Estimate(total, np.sqrt(variance), degrees, spreads, num_shapes(errors))
 
 
@@ -221,63 +234,69 @@ def smallest(num_units: int) -> Sizes:
 
 
 def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int) -> Sizes:
-    """Sizes for the first look: n ∝ sqrt(variance / cost) of each level, as earlier steps had them.
+    """Sizes for the first look: the cheapest, with levels that spread as at earlier steps.
 
     Args:
         spreads: :attr:`Outcome.spread` of earlier steps.
         num_units: U.
         num_points: intervals of the grid.
     """
-    if not spreads:
-        return smallest(num_units)
-    spread1, spread2 = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
     small = smallest(num_units)
-    sizes = sizes_for(float(spread1), float(spread2), num_units, num_points, AIMS[0])
-    if sizes.second > GROWTH * small.second:  # a few tell at which points of the grid the others are needed
-        takes_all = sizes.certain + sizes.first >= num_units
-        sizes = small._replace(first=num_units - small.certain if takes_all else sizes.first)
+    if not spreads:
+        return small
+    spread = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
+    inside = max(1, num_points - 2)  # points at which a unit of the second level is evaluated
+    first, seconds = sizes_for(np.tile(spread[:, None], inside), num_units, AIMS[0], small.first, small.second)
+    most = min(GROWTH * small.second, num_units // inside)  # what it sees tells where in the grid others are needed
+    second = min(int(seconds[0]), max(small.second, most))
+    certain = _certain(second)
+    sizes = Sizes(certain, min(max(first, second), num_units - certain), second)
     return sizes if fits(sizes, num_units) else small
 
 
-def sizes_for(
-    spread1: float,
-    spread2: float,
-    num_units: int,
-    num_points: int,
-    aim: float,
-    *,
-    num_inside: int | None = None,
-    certain: int | None = None,
-) -> Sizes:
-    """The cheapest sizes whose half-width is ``aim`` of the tolerated one where the levels spread so; see :func:`plan`.
+def sizes_for(spreads: Array, num_units: int, aim: float, first: int, second: int) -> tuple[int, NDArray[np.intp]]:
+    """The cheapest sizes that make the half-width ``aim`` of the tolerated one at every point.
 
-    ``num_inside``: points at which a unit of the second level is evaluated; all but the nodes where not given.
-    ``certain``: units taken with certainty, where that is decided.
+    A unit costs one evaluation at the first level, and one at each point at which it belongs to the second.
 
-    Where all units are alike the smallest look does:
+    Args:
+        spreads: of both levels at the points, as in :attr:`Outcome.spreads`.  # (2, points)
+        num_units: U.
+        aim: share of the tolerated half-width.
+        first: units at the first level, at least.
+        second: units at the second level, at least.
 
-    >>> sizes_for(0.0, 0.0, 450, 10, 0.9) == smallest(450)
-    True
+    Returns:
+        Units at the first level, and at the second at each point.
+
+    Where all units are alike the smallest do:
+
+    >>> sizes_for(np.zeros((2, 3)), 450, 0.9, 28, 6)
+    (28, array([6, 6, 6]))
+
+    Where the second level alone differs, each point has what it asks for:
+
+    >>> sizes_for(np.array([[0.0, 0.0], [1.0, 8.0]]), 450, 0.9, 28, 6)
+    (28, array([ 12, 250]))
     """
-    sizes = smallest(num_units)
-    cost = max(1, num_points - 2 if num_inside is None else num_inside)  # of the second level, in those of the first
-    first, second = sizes.first, sizes.second
+    square1, square2 = spreads**2
+    ones = np.unique(np.ceil(np.geomspace(first, max(first, num_units), 24)))[:, None]  # tried, each with its others
+    others = np.full((len(ones), spreads.shape[1]), float(second))
+    part1 = square1 * np.maximum(1 / ones - 1 / num_units, 0.0)
     for _ in range(4):  # the quantile depends on the sizes
-        part1, part2 = spread1**2 * max(0.0, 1 / first - 1 / num_units), spread2**2 / second
-        degrees = (part1 + part2) ** 2 / (part1**2 / (first - 1) + part2**2 / (second - 1)) if part1 + part2 else 1.0
-        wanted = (aim / float(quantile(max(degrees, second - 1), min(SHAPES, num_points - 1)))) ** 2
-        common = (spread1 + math.sqrt(cost) * spread2) / (wanted + (spread1**2 + spread2**2) / num_units)
-        second = max(sizes.second, math.ceil(spread2 * common / math.sqrt(cost)))
-        first = max(sizes.first, math.ceil(spread1 * common), second)
-        if first > num_units - _certain(second, certain):  # with all units the first level adds no variance
-            second = max(sizes.second, math.ceil(spread2**2 / (wanted + spread2**2 / num_units)))
-            first = max(num_units - _certain(second, certain), second)
-    return Sizes(_certain(second, certain), first, second)
+        part2 = square2 / others
+        with np.errstate(invalid="ignore", divide="ignore"):
+            degrees = (part1 + part2) ** 2 / (part1**2 / (ones - 1) + part2**2 / (others - 1))
+            wanted = (aim / quantile(np.fmax(degrees, others - 1), min(SHAPES, spreads.shape[1]))) ** 2
+            left = wanted - part1 + square2 / num_units
+            others = np.clip(np.where(left > 0, np.ceil(square2 / left), num_units), second, num_units)
+    best = (np.fmax(ones[:, 0], others.max(axis=1)) + others.sum(axis=1)).argmin()
+    return int(ones[best, 0]), others[best].astype(np.intp)
 
 
-def _certain(second: int, decided: int | None = None) -> int:
-    """Units taken with certainty beside so many at random at the second level, where it is not decided."""
-    return -(-second // 3) if decided is None else decided
+def _certain(second: int) -> int:
+    """Units taken with certainty beside so many at random at the second level."""
+    return -(-second // 3)
 
 
 def fits(sizes: Sizes, num_units: int) -> bool:
@@ -335,14 +354,15 @@ def certify(
     outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, tolerance, loss_noise)
     if outcome.finite and not outcome.accepted:
         inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
-        num_inside = len(inside) - int(nodes(num_points)[1] in inside)
-        more1, more2 = second_look(outcome.spread, n1, n2, certain, num_units, num_points, num_inside)
-        if _promises(outcome.spread, (more1, more2), len(drawn), num_points):
+        more1, more2 = second_look(outcome.spreads[:, inside], n1, n2, len(drawn))
+        if more2.mean() <= WORTHWHILE * len(drawn):
             first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])
-            second = np.concatenate([second, levels.true_minus_middle(drawn[n2:more2], inside)])
-            everywhere = estimate(chord, known, first, second[:n2], len(drawn))
-            found = estimate(chord, known, first, second, len(drawn)).at(inside, everywhere)
-            outcome = _outcome(found, 2, tolerance, loss_noise)
+            counts = np.full(num_points + 1, n2)
+            counts[inside] = more2
+            for low, high in pairwise(np.unique([n2, *more2])):
+                further = levels.true_minus_middle(drawn[low:high], inside[more2 >= high])
+                second = np.concatenate([second, further])
+            outcome = _outcome(estimate(chord, known, first, second, len(drawn), counts), 2, tolerance, loss_noise)
     if outcome.finite and outcome.accepted:
         outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
     return outcome
@@ -367,7 +387,7 @@ def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
     """Give every point that may be the floor its exact loss, the likeliest first: then floor and height are exact, if
     the intervals of the others hold. Ends at a loss that is not finite.
 
-    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, (9.0, 9.0))
+    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, np.zeros((2, 4)))
     >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
     >>> found.losses.tolist(), found.halfwidths.round(9).tolist()
     ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.09, 0.0])
@@ -379,13 +399,18 @@ def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
     return replace(outcome, losses=losses, halfwidths=widened(losses, halfwidths), looks=EXACT_LOOK)
 
 
-def second_look(
-    spread: tuple[float, float], n1: int, n2: int, certain: int, num_units: int, num_points: int, num_inside: int
-) -> tuple[int, int]:
-    """Units at random at both levels of the second look: what the spread seen asks for, as far as there are as many."""
-    wanted = sizes_for(*spread, num_units, num_points, AIMS[1], num_inside=num_inside, certain=certain)
-    most1, most2 = num_units - certain, num_units // 2 - certain
-    return min(most1, max(GROWTH * n1, wanted.first)), max(n2, min(most2, max(GROWTH * n2, wanted.second)))
+def second_look(spreads: Array, n1: int, n2: int, num_random: int) -> tuple[int, NDArray[np.intp]]:
+    """Units at random of the second look, at the first level and at the second at each point that may be the floor.
+
+    Args:
+        spreads: that were seen at these points.  # (2, points that may be the floor)
+        n1: units at the first level that are evaluated.
+        n2: units at the second level that are evaluated.
+        num_random: M, the units that may be drawn.
+    """
+    first, seconds = sizes_for(spreads, num_random, AIMS[1], n1, n2)
+    seconds[seconds > NEARLY_ALL * num_random] = num_random
+    return max(first, int(seconds.max())), seconds
 
 
 def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) -> Outcome:
@@ -398,8 +423,10 @@ def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) ->
     height = (losses[0] - floor + losses[-1] - floor) / 2
     tolerated = max(tolerance * height, 4 * loss_noise)
     accepted = bool((high - low) / 2 <= tolerated)
-    spread = (found.spreads / allowed(losses, tolerated))[:, interior].max(axis=1) if tolerated > 0 else np.zeros(2)
-    return Outcome(losses, halfwidths, look, accepted, (float(spread[0]), float(spread[1])))
+    spreads = np.zeros_like(found.spreads)
+    if tolerated > 0:
+        spreads[:, interior] = (found.spreads / allowed(losses, tolerated))[:, interior]
+    return Outcome(losses, halfwidths, look, accepted, spreads)
 
 
 def allowed(losses: Array, tolerated: float) -> Array:
@@ -410,9 +437,3 @@ def allowed(losses: Array, tolerated: float) -> Array:
     """
     floor = losses.min()
     return losses - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
-
-
-def _promises(spread: tuple[float, float], sizes: tuple[int, int], num_random: int, num_points: int) -> bool:
-    """Whether a look of these sizes has a fair chance of being accepted, judged by the spread seen."""
-    variance = sum(one**2 * (1 / size - 1 / num_random) for one, size in zip(spread, sizes, strict=True))
-    return float(quantile(sizes[1] - 1, min(SHAPES, num_points - 1))) * math.sqrt(variance) <= CHANCE

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgdwalk.multilevel import nodes
+from sgdwalk.multilevel import middle_node
 from sgdwalk.objective import FullLoss, LossSums, as_sums
 from sgdwalk.outputs import OutputLoss, alike, floats, joined, lagrange, squared_moves, with_floats
 from sgdwalk.overheard import Heard
@@ -48,7 +48,7 @@ class Passage:
         self._loss = OutputLoss(source)  # pyright: ignore[reportArgumentType]
         self._interior = torch.arange(1, num_points)
         self._chord_weights = lagrange([0, num_points], num_points)
-        self._middle_weights = lagrange(nodes(num_points), num_points)
+        self._node = num_points // 2
         self._starts: list[Floats] | None = None
         self._first_unit = np.searchsorted(units.batch, np.arange(len(source.data) + 1))
         output, target = source.outputs(0)
@@ -138,8 +138,10 @@ class Passage:
             if self.kept is not None:
                 self.kept += ends
         end = as_sums(last) if heard is None else heard.sums
+        start = known_start or as_sums(first)
         self._count = math.fsum(end.counts)
-        return (known_start or as_sums(first)), chord, signs, end
+        self._node = middle_node(np.array([start.mean, *(chord[1:-1] / self._count), end.mean]))
+        return start, chord, signs, end
 
     def _groups(self) -> Iterator[range]:
         for low in range(0, len(self.source.data), self._group):
@@ -167,10 +169,10 @@ class Passage:
     def middle_minus_chord(self, units: NDArray[np.intp]) -> NDArray[np.float64]:
         """What the middle level adds to the chord, as shares of the sum of losses over all data's count."""
         sides = self._ends_of(units)
-        _, middle, _ = nodes(self._num_points)
-        self._at(grid(self._num_points)[middle])
+        self._at(grid(self._num_points)[self._node])
         outputs = self._evaluate(units)
         sides.insert(1, [floats(output) for output, _ in outputs])
+        weights = lagrange((0, self._node, self._num_points), self._num_points)[self._interior]
         found = np.zeros((len(units), self._num_points + 1))
         for positions in alike(outputs):
             ends = [_stacked([side[position] for position in positions]) for side in sides]
@@ -180,7 +182,7 @@ class Passage:
                 int(self.units.sizes[units[positions[0]]]),
             )
             chord = self._loss.along([ends[0], ends[2]], self._chord_weights[self._interior], *rest)
-            along = self._loss.along(ends, self._middle_weights[self._interior], *rest)
+            along = self._loss.along(ends, weights, *rest)
             for column, position in enumerate(positions):
                 self._middles[int(units[position])] = along[:, column]
                 found[position, 1:-1] = along[:, column] - chord[:, column]
@@ -202,7 +204,7 @@ class Passage:
 
         wanted = range(1, self._num_points) if inside is None else map(int, inside)
         if len(units):
-            self._evaluate_along(units, sorted({*wanted} - {nodes(self._num_points)[1]}), put)
+            self._evaluate_along(units, sorted({*wanted} - {self._node}), put)
         return found / self._count
 
     def _evaluate_along(

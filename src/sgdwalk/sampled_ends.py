@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sgdwalk import text
 from sgdwalk.certified import REMEMBERED, Certification, Certified, CertifiedSegments, Query, Segments, generator
-from sgdwalk.multilevel import nodes
+from sgdwalk.multilevel import NUM_NODES
 from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums
 from sgdwalk.outputs import alike, floats, joined, squared_moves
 from sgdwalk.params import lerp_into
@@ -164,7 +164,7 @@ class SampledEnds(Segments):
             known_start,
             None,
             outcome.looks,
-            len(nodes(self._num_points)),
+            NUM_NODES,
             examples,
             reason if outcome.finite and not outcome.accepted else "",
             bounds=bounds,
