@@ -134,6 +134,26 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"| {id} | {cell(TITLES[id].partition(': ')[2])}: **not run yet** | | | | |"
     yield f"| all | | {' | '.join(f'**{total[each]}**' for each in VERDICTS)} |"
     yield ""
+    yield from further_seeds(results)
+
+
+def further_seeds(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The claims whose verdict the first seeds alone would not give."""
+    judged = [(id, claim) for id, result in results.items() for claim in result["claims"] if claim["first_seeds"]]
+    moved = [(id, claim) for id, claim in judged if claim["verdict_of_first_seeds"] != claim["verdict"]]
+    if not judged:
+        return
+    yield "### What two more seeds decide"
+    yield ""
+    yield f"Where no segment is asked for, trainings have five seeds instead of {judged[0][1]['first_seeds']}. Of {len(judged)} verdicts in figures"
+    yield f"with such trainings {len(moved)} are not those of the first seeds:"
+    yield ""
+    yield "| id | statement | reading | by the first seeds | by all | what was found |"
+    yield "|---|---|---|---|---|---|"
+    for id, claim in moved:
+        cells = (claim["claim"], claim["reading"], claim["verdict_of_first_seeds"], claim["verdict"], claim["finding"])
+        yield f"| {id} | {' | '.join(map(cell, cells))} |"
+    yield ""
 
 
 def section(result: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Each claim of the paper about its walks, on walks of which it is known to be true, false, or undecided."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sgdwalk.paper import (
     walk_figures,
 )
 from sgdwalk.paper.judging import clustered_proportion_interval, proportion_interval
+from sgdwalk.paper.run import judge
 from sgdwalk.records import NAN, EpochNote, SegmentPoint, StepRecord
 from sgdwalk.run import Run
 
@@ -304,6 +306,33 @@ def test_the_interval_of_paired_differences_is_students():
     differences = np.array([1.0, 1.5, 1.4])
     half = 4.302653 * differences.std(ddof=1) / math.sqrt(3)
     assert f"difference {differences.mean():.3g} ± {half:.2g} (95 %, 3 seeds)" in found.finding
+
+
+@pytest.mark.parametrize("id", walk_figures.SGD_FIGURES)
+def test_sgd_and_gd_are_compared_by_the_same_seeds(id):
+    trainings = registry.figure(id, "small").trainings
+    seeds = {role: [each.seed for each in trainings[role]] for role in ("sgd", "gd", "gd-sum")}
+    assert seeds["sgd"] == seeds["gd"] == seeds["gd-sum"]
+    assert len(seeds["sgd"]) == (5 if walk_figures.SGD_FIGURES[id][1] <= 2 else 3)
+
+
+def test_a_page_tells_what_the_first_seeds_alone_would_say():
+    figure = registry.figure("fig10", "small")
+    (claim,) = (
+        each for each in figure.claims if each[1].name == "SGD travels farther" and each[0] == "GD: mean gradient"
+    )
+    wanted = replace(figure, claims=(claim,))
+    ours, theirs = [2.0, 1.2, 1.4, 1.6, 1.6], [1.0] * 5  # 0.533 ± 1.03 by three, 0.56 ± 0.37 by five
+
+    def judged(count):
+        (found,) = judge(wanted, {"sgd": seeds(ours[:count]), "gd": seeds(theirs[:count])})
+        return found
+
+    by_five, by_three = judged(5), judged(3)
+    assert (by_five.verdict, by_five.first_seeds, by_five.verdict_of_first_seeds) == ("supported", 3, "not resolved")
+    assert by_five.moved
+    assert (by_three.verdict, by_three.first_seeds, by_three.verdict_of_first_seeds) == ("not resolved", None, None)
+    assert not by_three.moved
 
 
 def test_less_negative_cosine():

@@ -22,11 +22,11 @@ from sgdwalk.paper.config import Execution, Experiment
 from sgdwalk.paper.cost import time_needed
 from sgdwalk.paper.figure import DEVIATIONS, Figure, Method, Panel, Runs
 from sgdwalk.paper.forking import in_forks
-from sgdwalk.paper.judging import Claim, Verdict
+from sgdwalk.paper.judging import Claim, Judgement, Verdict
 from sgdwalk.paper.registry import FigureId
 from sgdwalk.paper.selections import FIRST_UPDATES
 from sgdwalk.paper.sweep import Update, is_trained, train_all, training_name
-from sgdwalk.paper.trainings import Scale
+from sgdwalk.paper.trainings import NUM_SEEDS, Scale
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -44,6 +44,15 @@ class Judged:
     test: str
     finding: str
     verdict: Verdict
+    first_seeds: int | None
+    """Of how many seeds every kind of training has its own; None where no kind has more."""
+    verdict_of_first_seeds: Verdict | None
+    """What these alone would say."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the further seeds change the verdict."""
+        return self.first_seeds is not None and self.verdict_of_first_seeds != self.verdict
 
 
 @dataclass(frozen=True)
@@ -210,10 +219,16 @@ def judge(wanted: Figure, runs: Runs) -> list[Judged]:
 
 
 def _judged(wanted: Figure, reading: str, claim: Claim, runs: Runs) -> Judged:
-    judgement = claim.judge(runs)
     too_small = (wanted.scale == "smoke" and wanted.trainings) or (claim.paper_scale_only and wanted.scale != "paper")
-    verdict = "not testable at this scale" if too_small else judgement.verdict
-    return Judged(claim.name, claim.words, claim.source, reading, claim.test, judgement.finding, verdict)
+
+    def verdict(judgement: Judgement) -> Verdict:
+        return "not testable at this scale" if too_small else judgement.verdict
+
+    judgement, count = claim.judge(runs), NUM_SEEDS[wanted.scale]
+    said = claim.name, claim.words, claim.source, reading, claim.test, judgement.finding, verdict(judgement)
+    if max((len(each) for each in runs.values()), default=0) <= count:
+        return Judged(*said, None, None)
+    return Judged(*said, count, verdict(claim.judge({role: each[:count] for role, each in runs.items()})))
 
 
 def write_page(wanted: Figure, runs: Runs, folder: Path, beside: Agreement | None = None) -> Page:

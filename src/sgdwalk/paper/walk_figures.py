@@ -110,6 +110,7 @@ def _gd_figure(id: str, scale: Scale, architecture: Architecture) -> Figure:
 
 def _sgd_figure(id: str, scale: Scale, architecture: Architecture, papers_epoch: int) -> Figure:
     epoch = our_epoch(papers_epoch, scale)
+    walkers = (*sgd(architecture, scale), *unwatched_sgd(architecture, scale, epoch))
     shown = f"Figure {id.removeprefix('fig')} ({ARCHITECTURES[architecture]})"
     found: list[tuple[str, Claim]] = [
         ("", walk_claims.rough_floor("sgd", epoch, shown)),
@@ -143,9 +144,9 @@ def _sgd_figure(id: str, scale: Scale, architecture: Architecture, papers_epoch:
         f"{published_data(architecture)}.",
         (architecture,),
         {
-            "sgd": (*sgd(architecture, scale), *unwatched_sgd(architecture, scale, epoch)),
-            "gd": gd(architecture, scale, "mean"),
-            "gd-sum": gd(architecture, scale, "sum"),
+            "sgd": walkers,
+            "gd": gd(architecture, scale, "mean")[: len(walkers)],
+            "gd-sum": gd(architecture, scale, "sum")[: len(walkers)],
             **whole,
         },
         tuple(found),
