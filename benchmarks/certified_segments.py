@@ -4,9 +4,10 @@
 
 Both methods watch a training of their own, from the same start and with the same batches, in turns within one process.
 The certified walk begins after ``--skip`` updates, and ``--before`` more of its steps are not counted; the exact one,
-whose ten passes over the data are what its cost is in examples, watches the steps that are. Both share a first linear
-layer's work between points where there is one (the MLP), the exact one more of it; there a third training is watched
-exactly without that, by ten evaluations of the whole model.
+whose ten passes over the data are what its cost is in examples, watches the last ``--exact`` of the ``--steps`` that
+are, all where it is 0. Passes are of all steps counted, times and errors of those that both watch. Both share a first
+linear layer's work between points where there is one (the MLP), the exact one more of it; there a third training is
+watched exactly without that, by ten evaluations of the whole model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import common
 import nets
 import sgdwalk
 
+USUAL_RATE = 0.1
 SIZES = {"mlp": 45_000, "vgg11": 10_000, "resnet56": 10_000}
 NETS = {"mlp": nets.mlp, "vgg11": nets.vgg11, "resnet56": nets.resnet56}
 WANTED = {("mlp", 0.05): "≤ 1/8", ("mlp", 0.01): "≤ 1/4", ("vgg11", 0.05): "≤ 1/4", ("resnet56", 0.05): "≤ 1/4"}
@@ -65,27 +67,30 @@ def whole_model(model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch
 
 def measure(name: str, options: Any) -> dict[str, Any]:
     count = options.examples or SIZES[name]
+    last = options.skip + options.before + options.steps
+    both = options.exact or options.steps
     inputs, targets = (common.mnist if name == "mlp" else common.cifar10)(options.data_dir, count)
     sides = {
         "certified": Training(
             name, inputs, targets, options, first=options.skip, method="certified", tolerance=options.tolerance
         ),
-        "exact": Training(name, inputs, targets, options, first=options.skip + options.before),
+        "exact": Training(name, inputs, targets, options, first=last - both),
     }
     if name == "mlp":  # a forward function of one's own keeps the layers from sharing work
         sides["exact, nothing shared"] = Training(
-            name, inputs, targets, options, first=options.skip + options.before, forward=whole_model
+            name, inputs, targets, options, first=last - both, forward=whole_model
         )
     raw: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     batches = torch.Generator().manual_seed(1)
-    for step in range(options.skip + options.before + options.steps):
+    for step in range(last):
         rows = torch.randint(count, (100,), generator=batches)
         for side in sorted(sides, reverse=step % 2 == 1):
             seconds = sides[side].update(rows)
-            if step >= options.skip + options.before:
+            if step >= last - both:
                 raw[side].append(seconds)
     runs = {side: training.walk.run for side, training in sides.items()}
-    certified, exact = (runs[side].steps.iloc[-options.steps :] for side in ("certified", "exact"))
+    counted_steps = runs["certified"].steps.iloc[-options.steps :]
+    certified, exact = (runs[side].steps.iloc[-both:] for side in ("certified", "exact"))
     # The first exact one has no kept start, and measures the noise of the loss.
     counted = slice(1, None)
     error = ((certified["height"] - exact["height"]) / exact["height"]).abs()
@@ -95,10 +100,11 @@ def measure(name: str, options: Any) -> dict[str, Any]:
         "net": name,
         "examples": count,
         "tolerance": options.tolerance,
+        "learning_rate": options.learning_rate,
         "seconds": {side: [each["seconds"] for each in values] for side, values in raw.items()},
         "processor_seconds": {side: [each["processor_seconds"] for each in values] for side, values in raw.items()},
-        "passes": (certified["examples_evaluated"] / count).tolist(),
-        "looks": certified["looks"].tolist(),
+        "passes": (counted_steps["examples_evaluated"] / count).tolist(),
+        "looks": counted_steps["looks"].tolist(),
         "height": exact["height"].tolist(),
         "height_error": error.tolist(),
         "height_halfwidth": width.tolist(),
@@ -121,7 +127,7 @@ def measure(name: str, options: Any) -> dict[str, Any]:
 def row(case: dict[str, Any]) -> dict[str, Any]:
     passes = np.mean(case["passes"][1:])
     return {
-        "net": case["net"],
+        "net": case["net"] + (f", η = {case['learning_rate']:g}" if case["learning_rate"] != USUAL_RATE else ""),
         "N": case["examples"],
         "tolerance": case["tolerance"],
         "steps": len(case["passes"]) - 1,
@@ -142,18 +148,22 @@ def row(case: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     options = common.arguments(
-        __doc__.splitlines()[0],
+        (__doc__ or "").splitlines()[0],
         net="mlp",
         examples=0,
         batch_size=100,
-        learning_rate=0.1,
+        learning_rate=USUAL_RATE,
         tolerance=0.05,
         skip=0,
         before=12,
         steps=8,
+        exact=0,
     )
     case = measure(options.net, options)
-    name = f"certified_segments_{options.net}_{options.tolerance:g}" + (f"_from_{options.skip}" if options.skip else "")
+    name = f"certified_segments_{options.net}_{options.tolerance:g}"
+    if options.learning_rate != USUAL_RATE:
+        name += f"_rate_{options.learning_rate:g}"
+    name += f"_from_{options.skip}" if options.skip else ""
     common.report(options.out, name, vars(options), case, [row(case)])
 
 
