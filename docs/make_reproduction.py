@@ -139,20 +139,22 @@ def verdicts(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def further_seeds(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The claims whose verdict the first seeds alone would not give."""
-    judged = [(id, claim) for id, result in results.items() for claim in result["claims"] if claim["first_seeds"]]
+    judged = [(id, claim) for id, result in results.items() for claim in result["claims"] if claim.get("first_seeds")]
     moved = [(id, claim) for id, claim in judged if claim["verdict_of_first_seeds"] != claim["verdict"]]
     if not judged:
         return
     yield "### What two more seeds decide"
     yield ""
-    yield f"Where no segment is asked for, trainings have five seeds instead of {judged[0][1]['first_seeds']}. Of {len(judged)} verdicts in figures"
-    yield f"with such trainings {len(moved)} are not those of the first seeds:"
+    ids = ", ".join(dict.fromkeys(id for id, _ in judged))
+    first = judged[0][1]["first_seeds"]
+    yield f"The trainings of {ids}, whose segments are not asked for, have five seeds instead of {first}. The two were"
+    yield f"added, to all of them alike, after {first} had left many statements open. Of {len(judged)} verdicts these are not what the first {first} say:"
     yield ""
-    yield "| id | statement | reading | by the first seeds | by all | what was found |"
+    yield "| statement | id | reading | by the first seeds | by all | what was found |"
     yield "|---|---|---|---|---|---|"
     for id, claim in moved:
-        cells = (claim["claim"], claim["reading"], claim["verdict_of_first_seeds"], claim["verdict"], claim["finding"])
-        yield f"| {id} | {' | '.join(map(cell, cells))} |"
+        cells = (claim["reading"], claim["verdict_of_first_seeds"], claim["verdict"], claim["finding"])
+        yield f"| {cell(claim['claim'])} | {id} | {' | '.join(map(cell, cells))} |"
     yield ""
 
 
