@@ -190,29 +190,36 @@ def test_the_interval_of_a_segment_holds_as_often_as_it_says(name):
     assert looks.total() == SAMPLINGS
 
 
-FEW_UNITS = "resnet56_early"
-"""100 batches of 50 images, between which the losses along the step differ by as much as its height;
-``resnet56_whole_early`` has all 900."""
+@pytest.mark.parametrize("name", names_of_stored())
+def test_the_middle_of_a_stored_step_runs_where_that_of_a_walk_does(name):
+    case = case_named(name)
+    if name == "resnet56_whole_early":  # an hour's work, stored with its middle at 5
+        assert 5 in case.nodes
+    else:
+        assert multilevel.middle_node(case.chord) in case.nodes
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in names_of_stored() if not name.endswith("edge") and name != FEW_UNITS]
-)
+@pytest.mark.parametrize("name", [name for name in names_of_stored() if not name.endswith("edge")])
 def test_ordinary_steps_need_no_exact_losses(name):
     _, looks = sampled(case_named(name), samplings=500)
     assert looks[3] <= 0.1 * looks.total()
 
 
-def test_where_few_units_differ_much_half_the_steps_end_exact_for_less_than_all_points_cost():
-    case = case_named(FEW_UNITS)
-    _, looks = sampled(case, samplings=500)
-    assert 0.3 * looks.total() < looks[3] < 0.7 * looks.total()
-    assert 1 + case.num_evaluated / 500 / len(case.signs) < 6.5  # passes over the data, of ten
+def test_few_batches_that_differ_as_much_as_the_height_do_where_the_middle_runs_near_the_floor():
+    case = case_named("resnet56_early")  # 100 batches of 50 images
+    sampled(case, samplings=500)
+    assert 1 + case.num_evaluated / 500 / len(case.signs) < 3  # passes over the data, of ten
 
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [("transformer_edge", 0.02), ("small_early", 0.005), ("small_late", 0.005), ("small_edge", 0.005)],
+    [
+        ("transformer_edge", 0.02),
+        ("small_early", 0.01),
+        ("small_early", 0.005),
+        ("small_late", 0.005),
+        ("small_edge", 0.005),
+    ],
 )
 def test_a_tighter_tolerance_holds_too(name, tolerance):
     misses, looks = sampled(case_named(name), tolerance=tolerance)
@@ -226,7 +233,7 @@ def test_heavy_tails_are_held_by_more_units_and_by_wider_intervals_where_the_los
         monkeypatch.setattr(multilevel, "kurtosis", lambda values: 1.0)
     else:
         monkeypatch.setattr(multilevel, "WIDER", 1.0)
-    misses, _ = sampled(case_named("small_early"), samplings=500, tolerance=0.005)
+    misses, _ = sampled(case_named("small_early"), samplings=500, tolerance=0.01)
     assert misses > 50, "and without it they are not"
 
 
@@ -254,7 +261,7 @@ def test_a_wider_interval_puts_neither_floor_nor_barrier_in_doubt():
 
 
 def test_the_second_look_holds_by_itself():
-    misses, looks = sampled(case_named("mlp_edge"))
+    misses, looks = sampled(case_named("vgg11_early"))
     assert misses <= MOST_MISSES
     assert looks[2] > SAMPLINGS / 4
 
@@ -283,7 +290,7 @@ def test_the_second_look_evaluates_only_where_the_floor_may_be(monkeypatch):
     elsewhere = np.setdiff1d(np.arange(11), inside)
     np.testing.assert_array_equal(twice.losses[elsewhere], once.losses[elsewhere])
     ratios = twice.halfwidths[1:-1] / once.halfwidths[1:-1]
-    assert (ratios < 1.1).all(), "errors of unequal samples are less alike, so that each interval is a little wider"
+    assert (ratios < 1.25).all(), "errors of unequal samples are less alike, so that each interval is a little wider"
     assert (ratios[np.array(bands[-1]) - 1] < 0.6).all()
 
 
@@ -298,8 +305,12 @@ def test_the_exact_look_leaves_no_doubt_about_the_height_and_evaluates_few_point
     for seed in range(100):
         seen = certified(case, multilevel.smallest(100), seed, tolerance=0.05)
         found = multilevel.exact_look(seen, loss_at)
-        assert multilevel.floor_interval(found.losses, found.halfwidths)[0] == found.losses.min()
-        assert found.losses.min() == floor or (abs(found.losses - case.losses) > found.halfwidths).any()
+        low = multilevel.floor_interval(found.losses, found.halfwidths)[0]
+        assert 0 <= found.losses.min() - low <= 2 * NOISE
+        assert (
+            found.losses.min() == pytest.approx(floor, rel=1e-14)
+            or (abs(found.losses - case.losses) > found.halfwidths).any()
+        )
     assert len(asked) < 100 * 6.5
 
 

@@ -33,8 +33,9 @@ LOOKS = EXACT_LOOK - 1
 AIMS = (0.9, 0.65)
 """Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
 is planned by what the first look saw."""
-GROWTH = 2
-"""So many times the fewest units a first look has at the second level, at most, and no more than one pass costs."""
+AT_FIRST = 2
+"""So many times the fewest units a first look has at the second level at most; nor may it cost more than a pass there,
+but for the fewest. What it sees tells where in the grid others are needed."""
 CAUTION = 1.5
 """Times the effective number of points: it is itself estimated from few units, which see too few shapes."""
 SHAPES = 3.0
@@ -51,13 +52,13 @@ WIDER = 3.0
 NEARLY_ALL = 0.8
 """Share of the units from which a second look takes all of them at a point: then it is exact there."""
 WORTHWHILE = 0.75
-"""Share of the units that a second look takes at most, over the points that may be the floor: the exact look evaluates
-one of these points after the other, and may stop early."""
+"""Share of the units that a second look takes at most, on average over the points that may be the floor: the exact look
+evaluates one of these points after the other, and may stop early."""
 
 NUM_NODES = 3
 """Points through which the outputs are interpolated at the middle level."""
 NEAREST_NODE = 0.3
-"""To an end the node between them is not nearer, as a share of the segment."""
+"""To an end the node between them is not nearer, as a share of the segment; in the middle where no point is so far."""
 
 Array = NDArray[np.float64]
 
@@ -92,6 +93,8 @@ class Estimate(NamedTuple):
     of the second level.  # (2, points)"""
     shapes: float
     """As how many independent ones the errors at all points count: they have nearly one shape along a segment."""
+    complete: NDArray[np.bool_]
+    """Whether all units were evaluated at the point."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Outcome:
     spreads: Array
     """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by: as much as the height, and the
     more the higher above the floor; 0 at the ends.  # (2, points)"""
+    complete: NDArray[np.bool_]
+    """Points at which all units were evaluated: nothing is left to be found there.  # (points,)"""
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -169,9 +174,11 @@ def estimate(
     with np.errstate(invalid="ignore", divide="ignore"):
         degrees = variance**2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
     degrees = np.where(variance > 0, np.clip(degrees, n2 - 1, n1 + n2 - 2), n2 - 1)
-    errors = np.concatenate([(first - first.mean(axis=0)) / math.sqrt(n1 * (n1 - 1)), away / np.sqrt(n2 * (n2 - 1))])
+    of_units = [(first - first.mean(axis=0)) * math.sqrt((1 / n1 - 1 / num_random) / (n1 - 1))]
+    of_units.append(away * np.sqrt((1 / n2 - 1 / num_random) / (n2 - 1)))
     spreads = np.sqrt([np.maximum(of_first + 2 * covariance, 0.0), of_second])
-    return Estimate(total, np.sqrt(variance), degrees, spreads, num_shapes(errors))
+    complete = (n2 == num_random) & (n1 == num_random)
+    return Estimate(total, np.sqrt(variance), degrees, spreads, num_shapes(np.concatenate(of_units)), complete)
 
 
 def num_shapes(errors: Array) -> float:
@@ -247,8 +254,7 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
     spread = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
     inside = max(1, num_points - 2)  # points at which a unit of the second level is evaluated
     first, seconds = sizes_for(np.tile(spread[:, None], inside), num_units, AIMS[0], small.first, small.second)
-    most = min(GROWTH * small.second, num_units // inside)  # what it sees tells where in the grid others are needed
-    second = min(int(seconds[0]), max(small.second, most))
+    second = min(int(seconds[0]), max(small.second, min(AT_FIRST * small.second, num_units // inside)))
     certain = _certain(second)
     sizes = Sizes(certain, min(max(first, second), num_units - certain), second)
     return sizes if fits(sizes, num_units) else small
@@ -336,7 +342,8 @@ def certify(
         random: draws the units.
 
     Returns:
-        What was found, or None where the sample would be more than half of the units: the exact losses cost no more.
+        What was found, or None where the first sample would be more than half of the units: the exact losses cost no
+        more.
     """
     num_units, num_points = len(signs), len(chord) - 1
     certain = max(sizes.certain, outstanding(signs))
@@ -387,14 +394,18 @@ def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
     """Give every point that may be the floor its exact loss, the likeliest first: then floor and height are exact, if
     the intervals of the others hold. Ends at a loss that is not finite.
 
-    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, np.zeros((2, 4)))
+    >>> losses, halfwidths = np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0])
+    >>> seen = Outcome(losses, halfwidths, 2, False, np.zeros((2, 4)), np.zeros(4, bool))
     >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
     >>> found.losses.tolist(), found.halfwidths.round(9).tolist()
     ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.09, 0.0])
     """
     losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-    while len(left := contenders(losses, halfwidths)) and np.isfinite(losses).all():
-        point = int(left[(losses - halfwidths)[left].argmin()])
+    while np.isfinite(losses).all():
+        left = [k for k in contenders(losses, halfwidths) if not outcome.complete[k]]
+        if not left:
+            break
+        point = min(left, key=lambda k: losses[k] - halfwidths[k])
         losses[point], halfwidths[point] = loss_at(point), 0.0
     return replace(outcome, losses=losses, halfwidths=widened(losses, halfwidths), looks=EXACT_LOOK)
 
@@ -426,7 +437,7 @@ def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) ->
     spreads = np.zeros_like(found.spreads)
     if tolerated > 0:
         spreads[:, interior] = (found.spreads / allowed(losses, tolerated))[:, interior]
-    return Outcome(losses, halfwidths, look, accepted, spreads)
+    return Outcome(losses, halfwidths, look, accepted, spreads, found.complete)
 
 
 def allowed(losses: Array, tolerated: float) -> Array:
