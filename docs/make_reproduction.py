@@ -141,14 +141,13 @@ def further_seeds(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The claims whose verdict the first seeds alone would not give."""
     judged = [(id, claim) for id, result in results.items() for claim in result["claims"] if claim.get("first_seeds")]
     moved = [(id, claim) for id, claim in judged if claim["verdict_of_first_seeds"] != claim["verdict"]]
-    if not judged:
+    if not moved:
         return
-    yield "### What two more seeds decide"
+    ids, first = ", ".join(dict.fromkeys(id for id, _ in judged)), moved[0][1]["first_seeds"]
+    yield "### What further seeds decide"
     yield ""
-    ids = ", ".join(dict.fromkeys(id for id, _ in judged))
-    first = judged[0][1]["first_seeds"]
-    yield f"The trainings of {ids}, whose segments are not asked for, have five seeds instead of {first}. The two were"
-    yield f"added, to all of them alike, after {first} had left many statements open. Of {len(judged)} verdicts these are not what the first {first} say:"
+    yield f"In {ids} trainings of which no segment is asked for have more seeds than the {first} of others: two were added, to all of"
+    yield f"them alike, after {first} had left many statements open. Of {len(judged)} verdicts that rest on them {len(moved)} are not what the first {first} say:"
     yield ""
     yield "| statement | id | reading | by the first seeds | by all | what was found |"
     yield "|---|---|---|---|---|---|"

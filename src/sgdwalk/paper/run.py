@@ -45,7 +45,7 @@ class Judged:
     finding: str
     verdict: Verdict
     first_seeds: int | None
-    """Of how many seeds every kind of training has its own; None where no kind has more."""
+    """How many seeds all trainings have; None where those that some have besides say nothing to this claim."""
     verdict_of_first_seeds: Verdict | None
     """What these alone would say."""
 
@@ -226,9 +226,8 @@ def _judged(wanted: Figure, reading: str, claim: Claim, runs: Runs) -> Judged:
 
     judgement, count = claim.judge(runs), NUM_SEEDS[wanted.scale]
     said = claim.name, claim.words, claim.source, reading, claim.test, judgement.finding, verdict(judgement)
-    if max((len(each) for each in runs.values()), default=0) <= count:
-        return Judged(*said, None, None)
-    return Judged(*said, count, verdict(claim.judge({role: each[:count] for role, each in runs.items()})))
+    by_first = claim.judge({role: each[:count] for role, each in runs.items()})
+    return Judged(*said, *((None, None) if by_first == judgement else (count, verdict(by_first))))
 
 
 def write_page(wanted: Figure, runs: Runs, folder: Path, beside: Agreement | None = None) -> Page:

@@ -28,10 +28,10 @@ AUTHORS_WEIGHT_DECAY = 1e-4
 NUM_SEEDS: Mapping[Scale, int] = {"smoke": 1, "small": 3, "paper": 3}
 """Trainings of each kind: they tell how much a number varies from seed to seed."""
 NUM_UNWATCHED_SEEDS: Mapping[Scale, int] = {"smoke": 1, "small": 5, "paper": 3}
-"""Where only cosines, distances or accuracies are compared: what is not watched costs little, and five seeds tell
-differences half as large as three do."""
+"""Of trainings compared by cosines, distances or accuracies, and not watched but to steer a learning rate: they cost
+little, and five seeds tell differences half as large as three do."""
 UNWATCHED_EPOCHS = 2
-"""So long go SGD's trainings with the further seeds, in the setting of Figures 1 to 21."""
+"""So long go SGD's trainings with the further seeds at most, in the setting of Figures 1 to 21."""
 GD_UPDATES = 40
 """The paper shows the first 40 updates of gradient descent."""
 TABLE_EPOCHS: Mapping[Architecture, tuple[int, ...]] = {
@@ -160,10 +160,12 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
 
 
 def unwatched_sgd(architecture: Architecture, scale: Scale, epoch: int) -> tuple[Experiment, ...]:
-    """The same trainings with further seeds for the cosines and distances of an early epoch; later ones have none."""
-    if epoch > UNWATCHED_EPOCHS:
+    """The starts of such trainings with further seeds, for cosines and distances of an early epoch; else none."""
+    (watched, *_) = sgd(architecture, scale)
+    epochs = min(UNWATCHED_EPOCHS, watched.epochs)
+    if epoch > epochs:
         return ()
-    plain = replace(base(architecture, scale), learning_rate=0.1, epochs=UNWATCHED_EPOCHS, watch=False)
+    plain = replace(base(architecture, scale), learning_rate=watched.learning_rate, epochs=epochs, watch=False)
     return tuple(replace(plain, seed=seed) for seed in seeds(scale, NUM_UNWATCHED_SEEDS)[NUM_SEEDS[scale] :])
 
 
