@@ -415,6 +415,17 @@ def test_errors_count_as_many_times_as_they_have_shapes(rank):
     assert twin == pytest.approx(rank, rel=0.03)
 
 
+def test_a_level_that_is_known_of_all_units_has_no_shape_of_error():
+    rng = np.random.default_rng(0)
+    first = 100 * np.outer(rng.standard_normal(60), np.ones(9))  # one shape, and far larger
+    second = rng.standard_normal((40, 9))  # nine
+    nothing = np.zeros(9)
+    some = multilevel.estimate(nothing, nothing, first[:50], second, 60)
+    every = multilevel.estimate(nothing, nothing, first, second, 60)
+    assert some.shapes < 2
+    assert every.shapes > 7
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others():
     case = made("plain")
 
