@@ -1,6 +1,6 @@
 """Write ``unit_losses.npz``: what real nets' units do along real steps, for the tests of the certified intervals.
 
-    SGDWALK_DATA_DIR=DIR python tests/make_unit_losses.py [NAME | NAME_early | NAME_late | NAME_edge ...]
+    SGDWALK_DATA_DIR=DIR python tests/make_unit_losses.py [--middle-at-5] [NAME | NAME_early | …late | …edge ...]
 
 ``resnet56_whole`` takes an hour, the others minutes. For each step: L along the chord (``chord``, points), what the
 middle level adds to it (``first``, units × points) and the truth to that (``second``), and the units' signs. float64.
@@ -29,7 +29,9 @@ from sgdwalk.passage import Passage
 from sgdwalk.replica import Replica
 from sgdwalk.units import source_of, units_of
 
-OUT = Path(__file__).parent / "unit_losses.npz"
+MIDDLE_AT_5 = "--middle-at-5" in sys.argv
+"""For samples whose ends are sampled too: nothing tells them where the chord has its floor."""
+OUT = Path(__file__).parent / ("unit_losses_middle_at_5.npz" if MIDDLE_AT_5 else "unit_losses.npz")
 WHEN = ("early", "late", "edge")
 EARLY = 30
 
@@ -140,6 +142,8 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
         passage = Passage(source, units_of(source, 1 if net.alone else None), 10)
         passage.begin(vector.views(start), loss.site.here)
         first, chord, signs, end = passage.ends(None, None)
+        if MIDDLE_AT_5:
+            passage._node = 5
         chord = chord / sum(end.counts)
         chord[0], chord[-1] = first.mean, end.mean
         units = np.arange(len(passage.units))
@@ -155,7 +159,7 @@ def case(name: str, when: str) -> dict[str, np.ndarray]:
 def main() -> None:
     torch.set_num_threads(1)
     cases = [(name, when) for name in NETS for when in WHEN]
-    names = sys.argv[1:] or list(NETS)
+    names = [each for each in sys.argv[1:] if not each.startswith("--")] or list(NETS)
     if unknown := set(names) - set(NETS) - set(map("_".join, cases)):
         raise SystemExit(f"{', '.join(sorted(unknown))}: no such net; there is {', '.join(NETS)}.")
     wanted = [(name, when) for name, when in cases if name in names or f"{name}_{when}" in names]

@@ -145,8 +145,8 @@ def loss_between(start, end, alpha, batches):
 
 @pytest.mark.parametrize("kind", ["plain", "batchnorm"])
 def test_in_float64_exact_points_are_those_of_the_exact_walk(kind):
-    found = descend(net(kind, torch.float64), tolerance=1e-9)
-    exact = descend(net(kind, torch.float64), method="exact", heard=False)
+    found = descend(net(kind, torch.float64), tolerance=1e-9, lr=20.0)
+    exact = descend(net(kind, torch.float64), method="exact", heard=False, lr=20.0)
     assert (found.steps["looks"] == 3).sum() > 1, "or nothing but the first was exact"
     rows = found.segments["kind"] == "exact"
     np.testing.assert_allclose(found.segments["loss"][rows], exact.segments["loss"][rows], rtol=1e-13)

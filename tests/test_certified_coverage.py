@@ -60,8 +60,8 @@ class Stored:
 
 
 @functools.cache
-def stored():
-    archive = np.load(Path(__file__).parent / "unit_losses.npz")
+def stored(file="unit_losses.npz"):
+    archive = np.load(Path(__file__).parent / file)
     cases: dict[str, dict] = {}
     for key in archive.files:
         name, part = key.split("/")

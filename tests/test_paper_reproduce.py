@@ -232,7 +232,9 @@ def test_the_paper_scale_has_the_published_networks(name, network, learning_rate
 
 def test_figures_and_tables_of_one_network_share_their_trainings():
     for scale in registry.SCALES:
-        vgg = [registry.figure(name, scale).trainings["sgd"] for name in ("fig2", "fig8", "fig14", "fig15", "fig16")]
+        vgg = [
+            registry.figure(name, scale).trainings["sgd"][:3] for name in ("fig2", "fig8", "fig14", "fig15", "fig16")
+        ]
         tables = [registry.figure(name, scale).trainings["vgg11"] for name in ("table1", "table2")]
         assert len({*vgg, *tables}) == 1
 
