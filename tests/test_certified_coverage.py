@@ -289,9 +289,9 @@ def test_the_second_look_evaluates_only_where_the_floor_may_be(monkeypatch):
     assert len(bands) > 1, "some points have more units than others"
     elsewhere = np.setdiff1d(np.arange(11), inside)
     np.testing.assert_array_equal(twice.losses[elsewhere], once.losses[elsewhere])
-    ratios = twice.halfwidths[1:-1] / once.halfwidths[1:-1]
-    assert (ratios < 1.25).all(), "errors of unequal samples are less alike, so that each interval is a little wider"
-    assert (ratios[np.array(bands[-1]) - 1] < 0.6).all()
+    np.testing.assert_array_equal(twice.halfwidths[elsewhere], once.halfwidths[elsewhere])
+    assert (twice.halfwidths[inside] <= once.halfwidths[inside]).all()
+    assert (twice.halfwidths[bands[-1]] < 0.6 * once.halfwidths[bands[-1]]).all()
 
 
 def test_the_exact_look_leaves_no_doubt_about_the_height_and_evaluates_few_points():
@@ -305,8 +305,7 @@ def test_the_exact_look_leaves_no_doubt_about_the_height_and_evaluates_few_point
     for seed in range(100):
         seen = certified(case, multilevel.smallest(100), seed, tolerance=0.05)
         found = multilevel.exact_look(seen, loss_at)
-        low = multilevel.floor_interval(found.losses, found.halfwidths)[0]
-        assert 0 <= found.losses.min() - low <= 2 * NOISE
+        assert multilevel.floor_interval(found.losses, found.halfwidths)[0] == found.losses.min()
         assert (
             found.losses.min() == pytest.approx(floor, rel=1e-14)
             or (abs(found.losses - case.losses) > found.halfwidths).any()

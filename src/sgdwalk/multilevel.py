@@ -104,15 +104,13 @@ class Outcome:
     losses: Array
     """Estimated L at every point of the grid.  # (points,)"""
     halfwidths: Array
-    """Of the simultaneous interval; 0 at the ends.  # (points,)"""
+    """Of the simultaneous interval; 0 at the ends, and where all units were evaluated.  # (points,)"""
     looks: int
     accepted: bool
     """Whether the height is known as well as wanted; if not, :func:`exact_look` is needed."""
     spreads: Array
     """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by: as much as the height, and the
     more the higher above the floor; 0 at the ends.  # (2, points)"""
-    complete: NDArray[np.bool_]
-    """Points at which all units were evaluated: nothing is left to be found there.  # (points,)"""
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -369,7 +367,8 @@ def certify(
             for low, high in pairwise(np.unique([n2, *more2])):
                 further = levels.true_minus_middle(drawn[low:high], inside[more2 >= high])
                 second = np.concatenate([second, further])
-            outcome = _outcome(estimate(chord, known, first, second, len(drawn), counts), 2, tolerance, loss_noise)
+            found = estimate(chord, known, first, second, len(drawn), counts)
+            outcome = _outcome(found, 2, tolerance, loss_noise, outcome)
     if outcome.finite and outcome.accepted:
         outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
     return outcome
@@ -394,18 +393,14 @@ def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
     """Give every point that may be the floor its exact loss, the likeliest first: then floor and height are exact, if
     the intervals of the others hold. Ends at a loss that is not finite.
 
-    >>> losses, halfwidths = np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0])
-    >>> seen = Outcome(losses, halfwidths, 2, False, np.zeros((2, 4)), np.zeros(4, bool))
+    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, np.zeros((2, 4)))
     >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
     >>> found.losses.tolist(), found.halfwidths.round(9).tolist()
     ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.09, 0.0])
     """
     losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-    while np.isfinite(losses).all():
-        left = [k for k in contenders(losses, halfwidths) if not outcome.complete[k]]
-        if not left:
-            break
-        point = min(left, key=lambda k: losses[k] - halfwidths[k])
+    while len(left := contenders(losses, halfwidths)) and np.isfinite(losses).all():
+        point = int(left[(losses - halfwidths)[left].argmin()])
         losses[point], halfwidths[point] = loss_at(point), 0.0
     return replace(outcome, losses=losses, halfwidths=widened(losses, halfwidths), looks=EXACT_LOOK)
 
@@ -424,11 +419,15 @@ def second_look(spreads: Array, n1: int, n2: int, num_random: int) -> tuple[int,
     return max(first, int(seconds.max())), seconds
 
 
-def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) -> Outcome:
+def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float, before: Outcome | None = None) -> Outcome:
+    """What a look found; at each point its interval or that of the look before, for both hold: the narrower."""
     losses, interior = found.losses, slice(1, -1)
-    halfwidths = np.zeros_like(losses)
-    width = quantile(found.degrees[interior], found.shapes) * found.deviation[interior]
-    halfwidths[interior] = width + 2 * loss_noise
+    width = quantile(found.degrees, found.shapes) * found.deviation + 2 * loss_noise
+    halfwidths = np.where(found.complete, 0.0, width)
+    halfwidths[[0, -1]] = 0.0
+    if before is not None:
+        losses = np.where(before.halfwidths < halfwidths, before.losses, losses)
+        halfwidths = np.minimum(before.halfwidths, halfwidths)
     low, high = floor_interval(losses, halfwidths)
     floor = losses.min()
     height = (losses[0] - floor + losses[-1] - floor) / 2
@@ -437,7 +436,7 @@ def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float) ->
     spreads = np.zeros_like(found.spreads)
     if tolerated > 0:
         spreads[:, interior] = (found.spreads / allowed(losses, tolerated))[:, interior]
-    return Outcome(losses, halfwidths, look, accepted, spreads, found.complete)
+    return Outcome(losses, halfwidths, look, accepted, spreads)
 
 
 def allowed(losses: Array, tolerated: float) -> Array:
