@@ -73,6 +73,7 @@ def decomposition(scale: Scale) -> tuple[Experiment, ...]:
         hidden=(10, 10),
         learning_rate=DECOMPOSITION_RATE,
         epochs=1_500,
+        validate_every=100,
         watch=False,
         decomposition_steps=DECOMPOSITION_STEPS[scale],
     )

@@ -49,6 +49,9 @@ CURVATURE_EVERY: Mapping[Scale, int] = {"smoke": 20, "small": 4, "paper": 4}
 """Along the walks of Figures 1 and 2 the spectral norm is measured at every so many updates."""
 OTHERS_WATCH_EVERY = 5
 """The trainings with other seeds are watched at every fifth update of those epochs."""
+VALIDATE_EVERY = 10
+"""Epochs between two validations where no statement is about them: of gradient descent, where each would cost as much
+as half an update, and of those trainings with other seeds."""
 
 CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
     "smoke": dict.fromkeys(
@@ -130,7 +133,8 @@ def gd(architecture: Architecture, scale: Scale, gradient: Literal["mean", "sum"
         scale: how much of the published setting.
         gradient: how the paper's "full batch gradient" is read.
     """
-    watched = replace(base(architecture, scale), algorithm="gd", gd_gradient=gradient, epochs=GD_UPDATES, augment=False)
+    plain = replace(base(architecture, scale), algorithm="gd", augment=False, validate_every=VALIDATE_EVERY)
+    watched = replace(plain, gd_gradient=gradient, epochs=GD_UPDATES)
     others = tuple(replace(watched, seed=seed, watch=False) for seed in seeds(scale, NUM_UNWATCHED_SEEDS)[1:])
     if architecture == "vgg11":
         watched = replace(watched, curvature_every=CURVATURE_EVERY[scale])
@@ -155,7 +159,7 @@ def sgd(architecture: Architecture, scale: Scale, learning_rate: float = 0.1) ->
         watched = replace(plain, watch_epochs=epochs)
     else:
         watched = _watched_throughout(architecture, scale, plain, epochs)
-    other = replace(plain, watch_epochs=epochs, watch_every=OTHERS_WATCH_EVERY)
+    other = replace(plain, watch_epochs=epochs, watch_every=OTHERS_WATCH_EVERY, validate_every=VALIDATE_EVERY)
     return (watched, *(replace(other, seed=seed) for seed in seeds(scale)[1:]))
 
 
@@ -182,7 +186,8 @@ def whole_network_gd(scale: Scale) -> Mapping[tuple[Literal["mean", "sum"], int]
     """The same by gradient descent, for each reading of its gradient and each number of images."""
     if scale != "small":
         return {}
-    plain = replace(base("vgg11", "paper"), num_validation=100, watch=False, algorithm="gd", augment=False)
+    plain = replace(base("vgg11", "paper"), algorithm="gd", augment=False, watch=False)
+    plain = replace(plain, num_validation=100, validate_every=VALIDATE_EVERY)
     return {
         (gradient, images): replace(plain, gd_gradient=gradient, num_train=images, epochs=GD_UPDATES)
         for gradient, numbers in WHOLE_NETWORK_GD_IMAGES.items()
