@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 import common
-from sgdwalk import multilevel
+from sgdwalk import looks, multilevel, sample_sizes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import test_certified_coverage as stored_units
@@ -29,11 +29,14 @@ INSIDE = 9
 
 
 def no_certain_units() -> Any:
-    return mock.patch.object(multilevel, "outstanding", return_value=0)
+    return mock.patch.object(looks, "outstanding", return_value=0)
 
 
-def nine_independent_points() -> Any:
-    return mock.patch.multiple(multilevel, num_shapes=lambda errors: float(INSIDE), CAUTION=1.0, SHAPES=float(INSIDE))
+@contextlib.contextmanager
+def nine_independent_points() -> Iterator[None]:
+    independent = mock.patch.multiple(multilevel, num_shapes=lambda errors: float(INSIDE), CAUTION=1.0)
+    with independent, mock.patch.object(sample_sizes, "SHAPES", float(INSIDE)):
+        yield
 
 
 def no_covariance() -> Any:
@@ -47,7 +50,7 @@ def no_covariance() -> Any:
         return found._replace(deviation=np.sqrt(variance))
 
     estimate = multilevel.estimate
-    return mock.patch.object(multilevel, "estimate", without)
+    return mock.patch.object(looks, "estimate", without)
 
 
 def as_many_units_at_every_point() -> Any:
@@ -55,32 +58,36 @@ def as_many_units_at_every_point() -> Any:
         first, seconds = wanted(*arguments)
         return first, np.full_like(seconds, seconds.max())
 
-    wanted = multilevel.second_look
-    return mock.patch.object(multilevel, "second_look", second_look)
+    wanted = sample_sizes.second_look
+    return mock.patch.object(looks, "second_look", second_look)
 
 
 def no_planning() -> Any:
-    return mock.patch.object(multilevel, "plan", lambda spreads, num_units, num_points: multilevel.smallest(num_units))
+    return mock.patch.object(
+        sample_sizes, "plan", lambda spreads, num_units, num_points: sample_sizes.smallest(num_units)
+    )
 
 
 def no_units_for_heavy_tails() -> Any:
-    return mock.patch.object(multilevel, "kurtosis", return_value=1.0)
+    return mock.patch.object(looks, "kurtosis", return_value=1.0)
 
 
 def no_wider_intervals() -> Any:
-    return mock.patch.object(multilevel, "WIDER", 1.0)
+    return mock.patch.object(looks, "WIDER", 1.0)
 
 
 def all_points_alike() -> Any:
-    return mock.patch.object(multilevel, "allowed", lambda losses, tolerated: np.full_like(losses, tolerated))
+    return mock.patch.object(looks, "allowed", lambda losses, tolerated: np.full_like(losses, tolerated))
 
 
 def all_points_to_the_end() -> Any:
-    return mock.patch.object(multilevel, "contenders", lambda losses, halfwidths: np.flatnonzero(halfwidths > 0))
+    return mock.patch.object(looks, "contenders", lambda losses, halfwidths: np.flatnonzero(halfwidths > 0))
 
 
-def one_look() -> Any:
-    return mock.patch.multiple(multilevel, LOOKS=1, WORTHWHILE=0.0)
+@contextlib.contextmanager
+def one_look() -> Iterator[None]:
+    with mock.patch.object(multilevel, "LOOKS", 1), mock.patch.object(looks, "WORTHWHILE", 0.0):
+        yield
 
 
 VARIANTS: dict[str, Callable[[], Any]] = {
@@ -117,8 +124,8 @@ def measure(case: Any, variant: str, options: Any) -> tuple[float, float, float]
         case = one_level(case)
     case.num_evaluated = 0
     with VARIANTS[variant]():
-        misses, looks = stored_units.sampled(case, samplings=options.samplings, tolerance=options.tolerance)
-    exact = looks[3] / options.samplings
+        misses, ended = stored_units.sampled(case, samplings=options.samplings, tolerance=options.tolerance)
+    exact = ended[3] / options.samplings
     sampled = case.num_evaluated / options.samplings / len(case.signs)
     return 1 + sampled, exact, misses / options.samplings
 

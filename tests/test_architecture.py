@@ -14,6 +14,8 @@ SOURCE = Path(sgdwalk.__file__).parent
 LAYERS = [
     {"errors", "records", "text"},
     {"when", "valley", "provenance", "lock", "norm_growth", "multilevel"},
+    {"sample_sizes"},
+    {"looks"},
     {"rows", "three_levels", "schedules"},
     {"store"},
     {"run"},
@@ -68,6 +70,7 @@ READING = {
         "columns",
         "analysis",
         "multilevel",
+        "sample_sizes",
         "sampling",
         "budget",
     ),

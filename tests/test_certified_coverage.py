@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sgdwalk import multilevel
+from sgdwalk import looks, multilevel, sample_sizes
 from sgdwalk.certified import REMEMBERED
 from sgdwalk.records import EXACT_LOOK
 from sgdwalk.valley import barrier
@@ -133,7 +133,7 @@ MADE = (
 
 
 def certified(case, sizes, seed, tolerance):
-    return multilevel.certify(
+    return looks.certify(
         case,
         case.chord,
         case.signs,
@@ -148,30 +148,30 @@ def planned(case, tolerance):
     """The sizes of the first look after steps like this one."""
     spreads, num_units, num_points = [], len(case.signs), len(case.chord) - 1
     for step in range(0 if case.is_first else REMEMBERED):
-        outcome = certified(case, multilevel.plan(spreads, num_units, num_points), SAMPLINGS + step, tolerance)
+        outcome = certified(case, sample_sizes.plan(spreads, num_units, num_points), SAMPLINGS + step, tolerance)
         if outcome is not None:
             spreads.append(outcome.spread)
-    return multilevel.plan(spreads, num_units, num_points)
+    return sample_sizes.plan(spreads, num_units, num_points)
 
 
 def sampled(case, *, samplings=SAMPLINGS, tolerance=0.05):
     """How many samplings missed a loss of the grid, and at how many looks each ended (3: exact)."""
     truth, sizes = case.losses, planned(case, tolerance)
     case.num_evaluated = 0
-    rounding, misses, looks = 1e-12 * np.abs(truth), 0, Counter()
+    rounding, misses, ended = 1e-12 * np.abs(truth), 0, Counter()
     for seed in range(samplings):
         outcome = certified(case, sizes, seed, tolerance)
         if outcome is None:
-            looks[EXACT_LOOK] += 1
+            ended[EXACT_LOOK] += 1
             case.num_evaluated += 9 * len(case.signs)
             continue
         if not outcome.accepted:
             seen = outcome
-            outcome = multilevel.exact_look(seen, truth.__getitem__)
+            outcome = looks.exact_look(seen, truth.__getitem__)
             case.num_evaluated += int((seen.halfwidths > outcome.halfwidths).sum()) * len(case.signs)
-        looks[outcome.looks] += 1
+        ended[outcome.looks] += 1
         misses += bool((np.abs(outcome.losses - truth) > outcome.halfwidths + rounding).any())
-    return misses, looks
+    return misses, ended
 
 
 def names_of_stored():
@@ -185,9 +185,9 @@ def case_named(name):
 
 @pytest.mark.parametrize("name", [*names_of_stored(), *MADE])
 def test_the_interval_of_a_segment_holds_as_often_as_it_says(name):
-    misses, looks = sampled(case_named(name))
+    misses, ended = sampled(case_named(name))
     assert misses <= MOST_MISSES == 138
-    assert looks.total() == SAMPLINGS
+    assert ended.total() == SAMPLINGS
 
 
 @pytest.mark.parametrize("name", names_of_stored())
@@ -201,8 +201,8 @@ def test_the_middle_of_a_stored_step_runs_where_that_of_a_walk_does(name):
 
 @pytest.mark.parametrize("name", [name for name in names_of_stored() if not name.endswith("edge")])
 def test_ordinary_steps_need_no_exact_losses(name):
-    _, looks = sampled(case_named(name), samplings=500)
-    assert looks[3] <= 0.1 * looks.total()
+    _, ended = sampled(case_named(name), samplings=500)
+    assert ended[3] <= 0.1 * ended.total()
 
 
 def test_few_batches_that_differ_as_much_as_the_height_do_where_the_middle_runs_near_the_floor():
@@ -222,26 +222,26 @@ def test_few_batches_that_differ_as_much_as_the_height_do_where_the_middle_runs_
     ],
 )
 def test_a_tighter_tolerance_holds_too(name, tolerance):
-    misses, looks = sampled(case_named(name), tolerance=tolerance)
+    misses, ended = sampled(case_named(name), tolerance=tolerance)
     assert misses <= MOST_MISSES
-    assert looks[1] + looks[2] > SAMPLINGS / 2
+    assert ended[1] + ended[2] > SAMPLINGS / 2
 
 
 @pytest.mark.parametrize("idea", ["the kurtosis", "the wider intervals"])
 def test_heavy_tails_are_held_by_more_units_and_by_wider_intervals_where_the_loss_is_high(idea, monkeypatch):
     if idea == "the kurtosis":
-        monkeypatch.setattr(multilevel, "kurtosis", lambda values: 1.0)
+        monkeypatch.setattr(looks, "kurtosis", lambda values: 1.0)
     else:
-        monkeypatch.setattr(multilevel, "WIDER", 1.0)
+        monkeypatch.setattr(looks, "WIDER", 1.0)
     misses, _ = sampled(case_named("small_early"), samplings=500, tolerance=0.01)
     assert misses > 50, "and without it they are not"
 
 
 def test_more_units_that_stand_out_do_not_make_the_sample_too_large():
     case = made("kinks_1%_alone")
-    sizes = multilevel.plan([(100.0, 0.3)] * 4, len(case.signs), 10)
+    sizes = sample_sizes.plan([(100.0, 0.3)] * 4, len(case.signs), 10)
     assert sizes.certain + sizes.first == len(case.signs)
-    assert multilevel.outstanding(case.signs) > sizes.certain
+    assert sample_sizes.outstanding(case.signs) > sizes.certain
     assert certified(case, sizes, seed=0, tolerance=0.05) is not None
 
 
@@ -251,23 +251,23 @@ def test_a_wider_interval_puts_neither_floor_nor_barrier_in_doubt():
         losses = 1 + 0.1 * rng.standard_normal(11)
         halfwidths = 0.1 * np.abs(rng.standard_normal(11)) * (rng.random(11) < 0.8)
         halfwidths[[0, -1]] = 0.0
-        wide = multilevel.widened(losses, halfwidths)
+        wide = looks.widened(losses, halfwidths)
         assert (halfwidths <= wide).all()
-        assert (wide <= multilevel.WIDER * halfwidths).all()
-        low, high = multilevel.floor_interval(losses, halfwidths)
-        assert multilevel.floor_interval(losses, wide) == (pytest.approx(low, abs=1e-15), high)
+        assert (wide <= looks.WIDER * halfwidths).all()
+        low, high = looks.floor_interval(losses, halfwidths)
+        assert looks.floor_interval(losses, wide) == (pytest.approx(low, abs=1e-15), high)
         before, after = barrier(losses, halfwidths).item(), barrier(losses, wide).item()
         assert before is None or after is before
 
 
 def test_the_second_look_holds_by_itself():
-    misses, looks = sampled(case_named("vgg11_early"))
+    misses, ended = sampled(case_named("vgg11_early"))
     assert misses <= MOST_MISSES
-    assert looks[2] > SAMPLINGS / 4
+    assert ended[2] > SAMPLINGS / 4
 
 
 def test_the_second_look_evaluates_only_where_the_floor_may_be(monkeypatch):
-    monkeypatch.setattr(multilevel, "WIDER", 1.0)
+    monkeypatch.setattr(looks, "WIDER", 1.0)
     case = case_named("resnet56_late")
     asked = []
 
@@ -277,12 +277,12 @@ def test_the_second_look_evaluates_only_where_the_floor_may_be(monkeypatch):
 
     levels = replace(case)
     levels.true_minus_middle = true_minus_middle
-    sizes = multilevel.smallest(100)._replace(first=98)
+    sizes = sample_sizes.smallest(100)._replace(first=98)
     once, twice = (certified(levels, sizes, seed=0, tolerance=tolerance) for tolerance in (10.0, 0.05))
     assert (once.looks, twice.looks) == (1, 2)
     assert [number for number, _ in asked[:2]] == [8, 8]
     assert asked[0][1] == asked[1][1] == list(range(1, 10))
-    inside = multilevel.contenders(once.losses, once.halfwidths).tolist()
+    inside = looks.contenders(once.losses, once.halfwidths).tolist()
     assert 1 < len(inside) < 9
     bands = [points for _, points in asked[2:]]
     assert all({*later} < {*earlier} <= {*inside} for earlier, later in pairwise([inside, *bands]) if later != inside)
@@ -303,9 +303,9 @@ def test_the_exact_look_leaves_no_doubt_about_the_height_and_evaluates_few_point
         return case.losses[point]
 
     for seed in range(100):
-        seen = certified(case, multilevel.smallest(100), seed, tolerance=0.05)
-        found = multilevel.exact_look(seen, loss_at)
-        assert multilevel.floor_interval(found.losses, found.halfwidths)[0] == found.losses.min()
+        seen = certified(case, sample_sizes.smallest(100), seed, tolerance=0.05)
+        found = looks.exact_look(seen, loss_at)
+        assert looks.floor_interval(found.losses, found.halfwidths)[0] == found.losses.min()
         assert (
             found.losses.min() == pytest.approx(floor, rel=1e-14)
             or (abs(found.losses - case.losses) > found.halfwidths).any()
@@ -320,7 +320,7 @@ def test_a_standard_error_three_times_too_small_is_found_out(monkeypatch):
         found = estimate(*arguments)
         return found._replace(deviation=found.deviation / 3)
 
-    monkeypatch.setattr(multilevel, "estimate", too_sure)
+    monkeypatch.setattr(looks, "estimate", too_sure)
     misses, _ = sampled(case_named("transformer_edge"))
     assert misses > MOST_MISSES
 
@@ -355,30 +355,30 @@ def test_the_variance_is_that_of_the_estimate_and_the_estimate_has_no_bias():
 
 def test_the_second_look_is_as_large_at_each_point_as_what_the_first_saw_asks_for():
     spreads = np.array([[8.0] * 5, [0.0, 0.5, 2.0, 4.0, 100.0]])
-    first, seconds = multilevel.second_look(spreads, 28, 6, 448)
+    first, seconds = sample_sizes.second_look(spreads, 28, 6, 448)
     assert seconds[0] == 6
     assert seconds[1] < seconds[2] < seconds[3]
     assert seconds[4] == 448, "no more than there are"
     assert first >= seconds.max()
-    first, seconds = multilevel.second_look(spreads[:, :4], 28, 6, 448)
+    first, seconds = sample_sizes.second_look(spreads[:, :4], 28, 6, 448)
     variances = spreads[0, :4] ** 2 * (1 / first - 1 / 448) + spreads[1, :4] ** 2 * (1 / seconds - 1 / 448)
-    width = multilevel.quantile(seconds - 1, multilevel.SHAPES) * np.sqrt(variances)
+    width = multilevel.quantile(seconds - 1, sample_sizes.SHAPES) * np.sqrt(variances)
     assert (width < 1).all()
-    assert (width[2:] > 0.5 * multilevel.AIMS[1]).all(), "and not much smaller than wanted"
+    assert (width[2:] > 0.5 * sample_sizes.AIMS[1]).all(), "and not much smaller than wanted"
 
 
 def test_sizes_are_the_cheapest_of_those_that_do():
     rng = np.random.default_rng(0)
     for _ in range(20):
         spreads = rng.uniform(0.0, 6.0, (2, 4))
-        first, seconds = multilevel.sizes_for(spreads, 300, 0.7, 12, 6)
+        first, seconds = sample_sizes.sizes_for(spreads, 300, 0.7, 12, 6)
 
         def width(one, others, spreads=spreads):
             parts = spreads[0] ** 2 * (1 / one - 1 / 300), spreads[1] ** 2 / others
             with np.errstate(invalid="ignore"):
                 degrees = sum(parts) ** 2 / (parts[0] ** 2 / (one - 1) + parts[1] ** 2 / (others - 1))
             square = np.maximum(sum(parts) - spreads[1] ** 2 / 300, 0.0)
-            return multilevel.quantile(np.fmax(degrees, others - 1), multilevel.SHAPES) * np.sqrt(square)
+            return multilevel.quantile(np.fmax(degrees, others - 1), sample_sizes.SHAPES) * np.sqrt(square)
 
         assert (width(first, seconds) < 1.1 * 0.7).all()
         cost = max(first, seconds.max()) + seconds.sum()
@@ -429,9 +429,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others():
     case = made("plain")
 
     def once(seed):
-        sizes = multilevel.plan([(2.0, 0.4)] * 4, len(case.signs), 10)
+        sizes = sample_sizes.plan([(2.0, 0.4)] * 4, len(case.signs), 10)
         random = np.random.default_rng(seed)
-        return multilevel.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0.0, random=random)
+        return looks.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0.0, random=random)
 
     assert (once(0).losses == once(0).losses).all()
     assert (once(0).losses != once(1).losses).any()
@@ -448,9 +448,9 @@ def test_a_sample_of_all_units_is_exact():
 @pytest.mark.parametrize("num_units", [1, 2, 5, 15])
 def test_too_few_units_are_not_sampled(num_units):
     case = Stored(np.ones(11), np.zeros((num_units, 11)), np.zeros((num_units, 11)), np.ones(num_units))
-    sizes = multilevel.plan([], num_units, 10)
+    sizes = sample_sizes.plan([], num_units, 10)
     random = np.random.default_rng(0)
-    outcome = multilevel.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0, random=random)
+    outcome = looks.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0, random=random)
     assert outcome is None
 
 
@@ -459,7 +459,7 @@ def test_two_intervals_have_no_second_level():
     first = np.zeros((400, 3))
     first[:, 1] = 1e-5 * (1 + rng.standard_normal(400))
     case = Stored(np.array([1.0, 0.5, 1.0]), first, np.zeros((400, 3)), np.ones(400))
-    sizes = multilevel.plan([(0.5, 0.0)], 400, 2)
-    outcome = multilevel.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0, random=rng)
+    sizes = sample_sizes.plan([(0.5, 0.0)], 400, 2)
+    outcome = looks.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=0, random=rng)
     assert outcome.accepted
     assert abs(outcome.losses[1] - case.losses[1]) <= outcome.halfwidths[1]

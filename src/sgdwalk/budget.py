@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgdwalk.multilevel import fits, smallest
+from sgdwalk.sample_sizes import fits, smallest
 from sgdwalk.sampling import NUM_UNITS
 from sgdwalk.text import count, number
 

@@ -2,7 +2,7 @@
 
 The end is evaluated over all data, or its outputs were overheard in a pass of the user's own loop; the outputs at the
 start are kept from the segment before. Between them the outputs are interpolated, and what that misses is found on
-samples (see :mod:`sgdwalk.multilevel`).
+samples (see :mod:`sgdwalk.looks`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdwalk.multilevel import NUM_NODES, Outcome, certify, exact_look, plan
+from sgdwalk.looks import Outcome, certify, exact_look
+from sgdwalk.multilevel import NUM_NODES
 from sgdwalk.objective import FullLoss, LossSums, is_out_of_memory
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
 from sgdwalk.passage import KEPT_BYTES, Floats, Passage
 from sgdwalk.records import EXACT_LOOK, SegmentPoint
+from sgdwalk.sample_sizes import plan
 from sgdwalk.segment import grid, losses_at
 from sgdwalk.units import LossAsOutput, source_of, units_of
 from sgdwalk.valley import barrier

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from sgdwalk.multilevel import outstanding
+from sgdwalk.sample_sizes import outstanding
 
 MISSES = {"height": 0.03, "losses": 0.01, "barrier": 0.01}
 """Share of the segments on which these intervals may miss, over all looks and all points: 5 % together."""

@@ -1,0 +1,194 @@
+"""Looks at samples along a segment, one after the other, until the height is known within a tolerance.
+
+The first looks at few units, the second at as many more as the first shows to be needed at the points that may be the
+floor; where these would not do, :func:`exact_look` is next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgdwalk.multilevel import Array, Estimate, estimate, kurtosis, quantile
+from sgdwalk.records import EXACT_LOOK
+from sgdwalk.sample_sizes import Sizes, fits, outstanding, second_look
+
+WIDER = 3.0
+"""Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
+:func:`widened`."""
+WORTHWHILE = 0.75
+"""Share of the units that a second look takes at most, on average over the points that may be the floor: the exact look
+evaluates one of these points after the other, and may stop early."""
+
+
+class Levels(Protocol):
+    """The differences between the levels of given units, as shares; every row is by increasing α, zero at its nodes."""
+
+    def middle_minus_chord(self, units: NDArray[np.intp]) -> Array: ...  # (units, points)
+
+    def true_minus_middle(self, units: NDArray[np.intp], inside: NDArray[np.intp]) -> Array:  # (units, points)
+        """At the points ``inside``; zero at the others."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the looks found."""
+
+    losses: Array
+    """Estimated L at every point of the grid.  # (points,)"""
+    halfwidths: Array
+    """Of the simultaneous interval; 0 at the ends, and where all units were evaluated.  # (points,)"""
+    looks: int
+    accepted: bool
+    """Whether the height is known as well as wanted; if not, :func:`exact_look` is needed."""
+    spreads: Array
+    """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by: as much as the height, and the
+    more the higher above the floor; 0 at the ends.  # (2, points)"""
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Of each level the largest over the points: what later first looks are planned by."""
+        one, other = self.spreads.max(axis=1)
+        return float(one), float(other)
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.losses).all() and np.isfinite(self.halfwidths).all())
+
+
+def certify(
+    levels: Levels,
+    chord: Array,
+    signs: Array,
+    sizes: Sizes,
+    *,
+    tolerance: float,
+    loss_noise: float,
+    random: np.random.Generator,
+) -> Outcome | None:
+    """Look at samples until the half-width of the height is at most max(tolerance · height, 4 loss noise).
+
+    Args:
+        levels: evaluates the units asked for.
+        chord: L along the chord, the ends as they are.  # (points,)
+        signs: for each unit how much its levels may differ; where it is largest they are taken with certainty.  # (U,)
+        sizes: of the first look.
+        tolerance: relative, on the height.
+        loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that.
+        random: draws the units.
+
+    Returns:
+        What was found, or None where the first sample would be more than half of the units: the exact losses cost no
+        more.
+    """
+    num_units, num_points = len(signs), len(chord) - 1
+    certain = max(sizes.certain, outstanding(signs))
+    sizes = sizes._replace(certain=certain, first=min(sizes.first, num_units - certain))
+    if not fits(sizes, num_units):
+        return None
+    order = np.argsort(-signs, kind="stable")
+    surely, drawn = order[:certain], random.permutation(order[certain:])
+    n1, n2 = sizes.first, sizes.second
+    middle = levels.middle_minus_chord(np.concatenate([surely, drawn[:n1]]))
+    n2 = max(n2, min(n1, num_units // 2 - certain, math.ceil(kurtosis(middle[certain:]))))
+    true = levels.true_minus_middle(np.concatenate([surely, drawn[:n2]]), np.arange(1, num_points))
+    known = middle[:certain].sum(axis=0) + true[:certain].sum(axis=0)
+    first, second = middle[certain:], true[certain:]
+    outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, tolerance, loss_noise)
+    if outcome.finite and not outcome.accepted:
+        inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
+        more1, more2 = second_look(outcome.spreads[:, inside], n1, n2, len(drawn))
+        if more2.mean() <= WORTHWHILE * len(drawn):
+            first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])
+            counts = np.full(num_points + 1, n2)
+            counts[inside] = more2
+            for low, high in pairwise(np.unique([n2, *more2])):
+                further = levels.true_minus_middle(drawn[low:high], inside[more2 >= high])
+                second = np.concatenate([second, further])
+            found = estimate(chord, known, first, second, len(drawn), counts)
+            outcome = _outcome(found, 2, tolerance, loss_noise, outcome)
+    if outcome.finite and outcome.accepted:
+        outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
+    return outcome
+
+
+def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
+    """Give every point that may be the floor its exact loss, the likeliest first: then floor and height are exact, if
+    the intervals of the others hold. Ends at a loss that is not finite.
+
+    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, np.zeros((2, 4)))
+    >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
+    >>> found.losses.tolist(), found.halfwidths.round(9).tolist()
+    ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.09, 0.0])
+    """
+    losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
+    while len(left := contenders(losses, halfwidths)) and np.isfinite(losses).all():
+        point = int(left[(losses - halfwidths)[left].argmin()])
+        losses[point], halfwidths[point] = loss_at(point), 0.0
+    return replace(outcome, losses=losses, halfwidths=widened(losses, halfwidths), looks=EXACT_LOOK)
+
+
+def contenders(losses: Array, halfwidths: Array) -> NDArray[np.intp]:
+    """The points whose loss is not known exactly and may be the floor.
+
+    >>> contenders(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.1])).tolist()
+    [1, 2]
+    """
+    return np.flatnonzero((halfwidths > 0) & (losses - halfwidths <= (losses + halfwidths).min()))
+
+
+def floor_interval(losses: Array, halfwidths: Array) -> tuple[float, float]:
+    """The floor lies between the lowest lower and the lowest upper bound: the minimum is monotone in every loss."""
+    return float((losses - halfwidths).min()), float((losses + halfwidths).min())
+
+
+def widened(losses: Array, halfwidths: Array) -> Array:
+    """Half-widths that are larger where it costs nothing: few units may not show how far others lie off.
+
+    An interval becomes ``WIDER`` times as wide as it is, as far as neither the floor nor a barrier that is decided, at
+    any point, comes to be in doubt.
+
+    >>> widened(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.02, 0.05, 0.0])).round(9).tolist()
+    [0.0, 0.05, 0.05, 0.0]
+    """
+    room = losses - (losses + halfwidths).min()
+    to_barrier = np.abs(losses - np.maximum(losses[0], losses[-1]))
+    room = np.where(halfwidths <= to_barrier, np.minimum(room, to_barrier), room)
+    return np.maximum(halfwidths, np.minimum(WIDER * halfwidths, (1 - 1e-9) * room))  # less for rounding
+
+
+def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float, before: Outcome | None = None) -> Outcome:
+    """What a look found; at each point its interval or that of the look before, for both hold: the narrower."""
+    losses, interior = found.losses, slice(1, -1)
+    width = quantile(found.degrees, found.shapes) * found.deviation + 2 * loss_noise
+    halfwidths = np.where(found.complete, 0.0, width)
+    halfwidths[[0, -1]] = 0.0
+    if before is not None:
+        losses = np.where(before.halfwidths < halfwidths, before.losses, losses)
+        halfwidths = np.minimum(before.halfwidths, halfwidths)
+    low, high = floor_interval(losses, halfwidths)
+    floor = losses.min()
+    height = (losses[0] - floor + losses[-1] - floor) / 2
+    tolerated = max(tolerance * height, 4 * loss_noise)
+    accepted = bool((high - low) / 2 <= tolerated)
+    spreads = np.zeros_like(found.spreads)
+    if tolerated > 0:
+        spreads[:, interior] = (found.spreads / allowed(losses, tolerated))[:, interior]
+    return Outcome(losses, halfwidths, look, accepted, spreads)
+
+
+def allowed(losses: Array, tolerated: float) -> Array:
+    """By how much each loss may be wrong: the floor's as the height, and others by as much more as they lie above it.
+
+    The bounds of the floor may lie twice the tolerated half-width apart; of that, its own upper bound takes half, and
+    nothing where the floor is an end, which is exact.
+    """
+    floor = losses.min()
+    return losses - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)

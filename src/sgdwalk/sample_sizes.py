@@ -1,0 +1,136 @@
+"""How many units a look takes at each level: the fewest evaluations by which the height is known as well as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgdwalk.multilevel import Array, quantile
+
+AIMS = (0.9, 0.65)
+"""Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
+is planned by what the first look saw."""
+AT_FIRST = 2
+"""So many times the fewest units a first look has at the second level at most; nor may it cost more than a pass there,
+but for the fewest. What it sees tells where in the grid others are needed."""
+SHAPES = 3.0
+"""Effective number of points (see :func:`num_shapes`) that looks are planned for."""
+PLANNED_FOR = 0.5
+"""Share of the steps remembered whose spread between units the first look is planned for."""
+OUTSTANDING = 5.0
+"""Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
+FEWEST = 6
+"""Units drawn at random for the second level, at least; the first level has twice as many."""
+NEARLY_ALL = 0.8
+"""Share of the units from which a second look takes all of them at a point: then it is exact there."""
+
+
+class Sizes(NamedTuple):
+    """How many units a look takes: with certainty, and at random at each level, the second's among the first's."""
+
+    certain: int
+    first: int
+    second: int
+
+
+def smallest(num_units: int) -> Sizes:
+    """The sizes of a look where the levels hardly differ between units, and where nothing is known yet."""
+    second = max(FEWEST, num_units // 80)
+    return Sizes(_certain(second), max(2 * FEWEST, num_units // 16), second)
+
+
+def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int) -> Sizes:
+    """Sizes for the first look: the cheapest, with levels that spread as at earlier steps.
+
+    Args:
+        spreads: :attr:`Outcome.spread` of earlier steps.
+        num_units: U.
+        num_points: intervals of the grid.
+    """
+    small = smallest(num_units)
+    if not spreads:
+        return small
+    spread = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
+    inside = max(1, num_points - 2)  # points at which a unit of the second level is evaluated
+    first, seconds = sizes_for(np.tile(spread[:, None], inside), num_units, AIMS[0], small.first, small.second)
+    second = min(int(seconds[0]), max(small.second, min(AT_FIRST * small.second, num_units // inside)))
+    certain = _certain(second)
+    sizes = Sizes(certain, min(max(first, second), num_units - certain), second)
+    return sizes if fits(sizes, num_units) else small
+
+
+def second_look(spreads: Array, n1: int, n2: int, num_random: int) -> tuple[int, NDArray[np.intp]]:
+    """Units at random of the second look, at the first level and at the second at each point that may be the floor.
+
+    Args:
+        spreads: that were seen at these points.  # (2, points that may be the floor)
+        n1: units at the first level that are evaluated.
+        n2: units at the second level that are evaluated.
+        num_random: M, the units that may be drawn.
+    """
+    first, seconds = sizes_for(spreads, num_random, AIMS[1], n1, n2)
+    seconds[seconds > NEARLY_ALL * num_random] = num_random
+    return max(first, int(seconds.max())), seconds
+
+
+def sizes_for(spreads: Array, num_units: int, aim: float, first: int, second: int) -> tuple[int, NDArray[np.intp]]:
+    """The cheapest sizes that make the half-width ``aim`` of the tolerated one at every point.
+
+    A unit costs one evaluation at the first level, and one at each point at which it belongs to the second.
+
+    Args:
+        spreads: of both levels at the points, as in :attr:`Outcome.spreads`.  # (2, points)
+        num_units: U.
+        aim: share of the tolerated half-width.
+        first: units at the first level, at least.
+        second: units at the second level, at least.
+
+    Returns:
+        Units at the first level, and at the second at each point.
+
+    Where all units are alike the smallest do:
+
+    >>> sizes_for(np.zeros((2, 3)), 450, 0.9, 28, 6)
+    (28, array([6, 6, 6]))
+
+    Where the second level alone differs, each point has what it asks for:
+
+    >>> sizes_for(np.array([[0.0, 0.0], [1.0, 8.0]]), 450, 0.9, 28, 6)
+    (28, array([ 12, 250]))
+    """
+    square1, square2 = spreads**2
+    ones = np.unique(np.ceil(np.geomspace(first, max(first, num_units), 24)))[:, None]  # tried, each with its others
+    others = np.full((len(ones), spreads.shape[1]), float(second))
+    part1 = square1 * np.maximum(1 / ones - 1 / num_units, 0.0)
+    for _ in range(4):  # the quantile depends on the sizes
+        part2 = square2 / others
+        with np.errstate(invalid="ignore", divide="ignore"):
+            degrees = (part1 + part2) ** 2 / (part1**2 / (ones - 1) + part2**2 / (others - 1))
+            wanted = (aim / quantile(np.fmax(degrees, others - 1), min(SHAPES, spreads.shape[1]))) ** 2
+            left = wanted - part1 + square2 / num_units
+            others = np.clip(np.where(left > 0, np.ceil(square2 / left), num_units), second, num_units)
+    best = (np.fmax(ones[:, 0], others.max(axis=1)) + others.sum(axis=1)).argmin()
+    return int(ones[best, 0]), others[best].astype(np.intp)
+
+
+def _certain(second: int) -> int:
+    """Units taken with certainty beside so many at random at the second level."""
+    return -(-second // 3)
+
+
+def fits(sizes: Sizes, num_units: int) -> bool:
+    """Whether a sample of these sizes can be drawn, and costs clearly less than the exact losses."""
+    return 2 * (sizes.certain + sizes.second) <= num_units and sizes.certain + sizes.first <= num_units
+
+
+def outstanding(signs: Array) -> int:
+    """How many units stand out by their signs: a sample would hardly meet them, and they may hold most of the error.
+
+    >>> import numpy as np
+    >>> outstanding(np.array([1.0] * 97 + [9.0, 9.0, 2.0])), outstanding(np.ones(100))
+    (2, 0)
+    """
+    return min(int((signs > OUTSTANDING * np.median(signs)).sum()), len(signs) // 40)
