@@ -274,3 +274,10 @@ def test_masked_logits_have_a_height(later):
     np.testing.assert_allclose(steps["sampled_height"], steps["height"], rtol=0.02)
     if later:
         assert steps["sampled_height"][0] == pytest.approx(steps["height"][0], rel=1e-5)
+
+
+def test_a_resumed_walk_must_draw_the_same(tmp_path):
+    inputs, targets = data()
+    train(net(), inputs, targets, steps=4, run=tmp_path / "run", method="sampled", sampling_seed=1)
+    with pytest.raises(sgdwalk.ResumeError, match=r"settings.sampling_seed was 1 and is 2"):
+        train(net(), inputs, targets, run=tmp_path / "run", resume=True, method="sampled", sampling_seed=2)

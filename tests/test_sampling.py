@@ -47,8 +47,9 @@ def test_a_segment_is_the_formula_written_out():
     parts = [curve(rows) for rows in ([0, 1], [1, 2], [2, 3], [3, 4], [4, 0])]
     parts += [curve(rows) for rows in ([2, 3, 4], [3, 4, 0], [4, 0, 1], [0, 1, 2], [1, 2, 3])]
     found = sampled_segment(losses, counts)
-    assert found.height == pytest.approx(2 * height(whole) - sum(map(height, parts)) / 10, rel=1e-12)
-    assert found.floor == pytest.approx(2 * min(whole) - sum(map(min, parts)) / 10, rel=1e-12)
+    # The bias goes as 1/n: 1/5 of the whole, on average (1/2 + 1/3)/2 of a part, so that 25/13 · 1/5 = 12/13 · 5/12.
+    assert found.height == pytest.approx((25 * height(whole) - 12 * sum(map(height, parts)) / 10) / 13, rel=1e-12)
+    assert found.floor == pytest.approx((25 * min(whole) - 12 * sum(map(min, parts)) / 10) / 13, rel=1e-12)
     assert (found.loss, found.next_loss) == pytest.approx((whole[0], whole[-1]), rel=1e-12)
     assert found.interior == (0 < int(np.argmin(whole)) < 3)
 

@@ -61,7 +61,7 @@ class SampledSegments:
     >>> int(sgdwalk.analysis.sampled_epochs(walk.run).loc[1, "num_sampled"])
     4
 
-    Source: the height is that of "A Walk with SGD", Table 2; the estimator is described in docs/quantities.md.
+    Source: the height is that of "A Walk with SGD", Table 2; the estimator is described in docs/methods.md.
     """
 
     def __init__(self, num_units: int = NUM_UNITS, *, num_points: int = 10, seed: int = 0):

@@ -62,7 +62,8 @@ def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None, num_unit
             order.
         counts: examples of each unit, shape ``(units,)``; equal where not given.
         num_units: units there are, from which these were drawn without replacement; without end where not given. With
-            n of U the noise goes as 1/n - 1/U, so the weight of the whole is 2 - n/U: all of them need no correction.
+            n of U the noise goes as 1/n - 1/U, so the weight of the whole is 2 - n/U for even n: all of them need no
+            correction.
 
     Raises:
         InputError: fewer than two units, which cannot be halved, or fewer than three points.
@@ -78,7 +79,9 @@ def sampled_segment(losses: ArrayLike, counts: ArrayLike | None = None, num_unit
     if losses.ndim != 2 or len(losses) < 2:
         raise InputError(f"At least two units are wanted, of losses (units, points); got the shape {losses.shape}.")
     weights = np.ones(len(losses)) if counts is None else np.asarray(counts, dtype=np.float64)
-    weight = 2.0 if num_units is None else 2.0 - len(losses) / num_units
+    of_all = 0.0 if num_units is None else 1 / num_units
+    of_halves = (1 / (len(losses) // 2) + 1 / -(-len(losses) // 2)) / 2  # mean of 1 / size, which is no 2 / n for odd n
+    weight = (of_halves - of_all) / (of_halves - 1 / len(losses))
     curve, halves = _mean(losses, weights), []
     for shift in range(len(losses) // 2 if len(losses) % 2 == 0 else len(losses)):
         order = np.roll(np.arange(len(losses)), -shift)

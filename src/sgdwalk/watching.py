@@ -240,6 +240,7 @@ def watch(
         "method": BY_BUDGET if budget is not None else method or "exact",
         **({} if budget is None else {"budget": budget}),
         **({} if certified is None and budget is None else certification.settings()),
+        **({"sampling_seed": sampling_seed} if method == "sampled" else {}),
         "precision": precision,
         "partition_seed": partition_seed,
         "evaluate_on": evaluate_on,
