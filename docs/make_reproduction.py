@@ -251,12 +251,12 @@ def gd_reading(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         for reading, images in (
             ("sum of nine mean gradients", "300"),
             ("mean gradient", "300"),
-            ("mean gradient", "1,000"),
+            ("mean gradient", "600"),
         )
     )
     nearer = "nearer to it" if abs(many - paper) < abs(few - paper) else "no nearer to it"
     yield f"With all channels and 300 images the mean gradient comes {few / paper:.1f} times as far as the paper, the sum of nine"
-    yield f"{summed / paper:.1f} times; with 1,000 images the mean gradient comes {many / paper:.1f} times as far, {nearer}."
+    yield f"{summed / paper:.1f} times; with 600 images the mean gradient comes {many / paper:.1f} times as far, {nearer}."
     found = [
         f"{row.walk}: {row.distance:.3g} ({row.lowest:.3g} to {row.highest:.3g})"
         for row in rows(results, "fig2", "distance")
