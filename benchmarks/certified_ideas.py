@@ -45,9 +45,15 @@ def no_covariance() -> Any:
     ) -> multilevel.Estimate:
         found = estimate(chord, certain, first, second, num_random, counts)
         n1, n2 = len(first), len(second) if counts is None else counts
-        of_first = num_random**2 * first.var(axis=0, ddof=1)
-        variance = of_first * (1 / n1 - 1 / num_random) + found.spreads[1] ** 2 * (1 / n2 - 1 / num_random)
-        return found._replace(deviation=np.sqrt(variance))
+        of_first, of_second = num_random**2 * first.var(axis=0, ddof=1), found.spreads[1] ** 2
+        part1, part2 = of_first * (1 / n1 - 1 / num_random), of_second * (1 / n2 - 1 / num_random)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            degrees = (part1 + part2) ** 2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
+        return found._replace(
+            deviation=np.sqrt(part1 + part2),
+            degrees=np.fmax(degrees, n2 - 1),
+            spreads=np.sqrt([of_first, of_second]),
+        )
 
     estimate = multilevel.estimate
     return mock.patch.object(looks, "estimate", without)
@@ -86,7 +92,7 @@ def all_points_to_the_end() -> Any:
 
 @contextlib.contextmanager
 def one_look() -> Iterator[None]:
-    with mock.patch.object(multilevel, "LOOKS", 1), mock.patch.object(looks, "WORTHWHILE", 0.0):
+    with mock.patch.object(multilevel, "LOOKS", 1), mock.patch.object(looks, "WORTHWHILE", -1.0):
         yield
 
 
@@ -114,7 +120,7 @@ def one_level(case: Any) -> Any:
 
 def cases() -> Iterator[tuple[str, Any]]:
     yield from stored_units.stored().items()
-    for name in ("kinks_1%", "kinks_1%_alone", "label_noise", "anticorrelated"):
+    for name in ("kinks_1%", "kinks_1%_alone", "label_noise", "correlated", "anticorrelated"):
         yield name, stored_units.made(name)
 
 
