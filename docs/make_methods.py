@@ -54,6 +54,8 @@ class Measured(NamedTuple):
     price: Rows
     settings: Mapping[str, Any]
     surroundings: Mapping[str, Any]
+    commits: Mapping[str, str]
+    """What was measured, and at which commit."""
 
 
 def load() -> dict[str, Measured]:
@@ -64,12 +66,20 @@ def load() -> dict[str, Measured]:
         if not all(path.exists() for path in paths):
             continue
         error, price = (json.loads(path.read_text("utf-8")) for path in paths)
-        certified = RESULTS / f"error_against_cost_{net}_certified.json"
-        if certified.exists():
-            error["summary"] += json.loads(certified.read_text("utf-8"))["summary"]
+        commits = {"prices": commit(price), "errors": commit(error)}
+        path = RESULTS / f"error_against_cost_{net}_certified.json"
+        if path.exists():
+            certified = json.loads(path.read_text("utf-8"))
+            error["summary"] += certified["summary"]
+            commits["errors of certified steps"] = commit(certified)
         rows = [{row["method"].partition(" (")[0]: row for row in each["summary"]} for each in (error, price)]
-        found[net] = Measured(*rows, error["settings"], price["surroundings"])
+        found[net] = Measured(*rows, error["settings"], price["surroundings"], commits)
     return found
+
+
+def commit(stored: Mapping[str, Any]) -> str:
+    """The one that a result was measured at, as long as it takes to tell it from others."""
+    return stored["surroundings"]["commit"][:7]
 
 
 def methods(measured: Measured) -> Iterator[str]:
@@ -105,11 +115,12 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
         yield ""
         yield f"### {NETS[net]}"
         yield ""
+        commits = ", ".join(f"{what} of commit {name}" for what, name in each.commits.items())
         yield (
             f"L over {settings['evaluated'] or settings['size']:,} examples, "
             f"{each.error['exact']['steps']} updates of an epoch, "
             f"{settings['samplings']} samplings. {each.surroundings['processor']}, {each.surroundings['threads']} "
-            f"thread, torch {versions['torch']}, commit {each.surroundings['commit'][:12]}; the raw numbers lie in "
+            f"thread, torch {versions['torch']}; {commits}; the raw numbers lie in "
             f"[error](../benchmarks/results/error_against_cost_{net}_error.json) and "
             f"[price](../benchmarks/results/error_against_cost_{net}_price.json)."
         )
@@ -154,22 +165,23 @@ def certified() -> Iterator[str]:
         "Equal trainings in turns in one process, one watched each way. An exact step is 10 passes over N, whose "
         "points share the work of the MLP's first layer: that makes exact steps cheaper in time than in examples, "
         "and of a certified step only the sampled units. The last share is that of ten evaluations of the whole "
-        "network. Raw numbers, with their machines and commits: "
+        "network. Raw numbers, with their machines: "
         "[results](../benchmarks/results), `certified_segments_*.json`."
     )
     yield ""
     columns = ("network", "N", "tolerance", "steps", "examples / exact", "time / exact", "time / ten passes")
-    columns += ("half-width / height", "outside")
+    columns += ("half-width / height", "outside", "commit")
     yield f"| {' | '.join(columns)} |"
     yield f"|---|{'---:|' * (len(columns) - 1)}"
     for path in sorted(RESULTS.glob("certified_segments_*.json")):
-        for row in json.loads(path.read_text("utf-8"))["summary"]:
+        stored = json.loads(path.read_text("utf-8"))
+        for row in stored["summary"]:
             shares = f"{row['examples / exact']:.3f} | {row['time / exact (median)']:.2f} | "
             shares += f"{row.get('time / exact, nothing shared', row['time / exact (median)']):.2f}"
             width = f"{100 * row['half-width, median']:.2g} %"
             yield (
                 f"| {row['net']} | {row['N']:,} | {row['tolerance']:g} | {row['steps']} | {shares} | {width} | "
-                f"{row['outside']} |"
+                f"{row['outside']} | {commit(stored)} |"
             )
 
 
@@ -180,8 +192,9 @@ def ideas() -> Iterator[str]:
     yield ""
     yield (
         f"By count, over the stored steps of real networks and {stored['settings']['samplings']} samplings of each; "
-        "exact takes 10 passes. The worst case is one of these or of four made to be hard (rare kinks, label noise, "
-        "levels that err against each other). [Raw numbers](../benchmarks/results/certified_ideas.json)."
+        "exact takes 10 passes. The worst case is one of these or of five made to be hard (rare kinks, label noise, "
+        f"levels that err to the same side or against each other). Commit {commit(stored)}; "
+        "[raw numbers](../benchmarks/results/certified_ideas.json)."
     )
     yield ""
     yield "| procedure | passes a step | steps that end exact | intervals that miss | in the worst case |"
@@ -199,7 +212,7 @@ def huge_data() -> Iterator[str]:
     yield (
         f"By count, over made data, {stored['settings']['steps']} steps, tolerance "
         f"{stored['settings']['tolerance']:g}. Above {stored['settings']['largest_pass']:,} examples the ends are "
-        "sampled, too. [Raw numbers](../benchmarks/results/huge_data.json)."
+        f"sampled, too. Commit {commit(stored)}; [raw numbers](../benchmarks/results/huge_data.json)."
     )
     yield ""
     yield "| N | ends | examples a step | of exact | half-width / height, median | within tolerance |"
@@ -227,7 +240,7 @@ def copy_figures(pages: Path) -> None:
 def figures() -> Iterator[str]:
     """The paper's figures from certified segments beside the exact ones of the same trainings."""
     stored = json.loads(SMALL_CERTIFIED.read_text("utf-8"))
-    commits = sorted({training["commit"][:12] for each in stored.values() for training in each["trainings"]})
+    commits = sorted({training["commit"][:7] for each in stored.values() for training in each["trainings"]})
     yield "### The paper's figures, certified"
     yield ""
     yield (

@@ -251,13 +251,39 @@ def test_a_wider_interval_puts_neither_floor_nor_barrier_in_doubt():
         losses = 1 + 0.1 * rng.standard_normal(11)
         halfwidths = 0.1 * np.abs(rng.standard_normal(11)) * (rng.random(11) < 0.8)
         halfwidths[[0, -1]] = 0.0
-        wide = looks.widened(losses, halfwidths)
+        significant = 0.05 * rng.random()
+        wide = looks.widened(losses, halfwidths, significant)
         assert (halfwidths <= wide).all()
         assert (wide <= looks.WIDER * halfwidths).all()
         low, high = looks.floor_interval(losses, halfwidths)
         assert looks.floor_interval(losses, wide) == (pytest.approx(low, abs=1e-15), high)
-        before, after = barrier(losses, halfwidths).item(), barrier(losses, wide).item()
-        assert before is None or after is before
+        for least in (0.0, significant):
+            before, after = barrier(losses, halfwidths, least).item(), barrier(losses, wide, least).item()
+            assert before is None or after is before
+
+
+def test_a_barrier_hardly_higher_than_rounding_stays_decided():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        rise = 10 ** rng.uniform(-12, -2)
+        losses, halfwidths = np.array([1.0, 0.5, 1.0 + rise, 1.0]), np.array([0.0, 0.01, 0.9 * rise, 0.0])
+        assert barrier(losses, halfwidths).item() is True
+        assert barrier(losses, looks.widened(losses, halfwidths)).item() is True
+
+
+@pytest.mark.parametrize("name", ["plain", "mlp_late", "transformer_edge", "small_late", "small_edge"])
+def test_a_look_is_planned_for_what_rounding_leaves_of_the_tolerance(name):
+    case = case_named(name)
+    floor = case.losses.min()
+    noise = 0.05 * ((case.losses[0] + case.losses[-1]) / 2 - floor) / 4  # half of the tolerated half-width is rounding
+    spreads, exact = [], 0
+    for step in range(60):
+        sizes = sample_sizes.plan(spreads[-REMEMBERED:], len(case.signs), 10)
+        random = np.random.default_rng(step)
+        found = looks.certify(case, case.chord, case.signs, sizes, tolerance=0.05, loss_noise=noise, random=random)
+        spreads.append(found.spread)
+        exact += not found.accepted
+    assert exact <= 6
 
 
 def test_the_second_look_holds_by_itself():

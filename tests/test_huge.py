@@ -737,6 +737,6 @@ def test_a_loss_that_is_not_finite_inside_alone_is_looked_at_exactly():
         patch.setattr(sampled_ends.SampledPassage, "middle_minus_chord", spoiled)
         found = walked(DATA, steps=2, **HUGE)
     assert passages
-    assert (found.steps["looks_reason"] == "a loss is not finite").all()
+    assert (found.steps["looks_reason"] == "a loss of the sample, or of interpolated outputs, is not finite").all()
     exact = walked(DATA, steps=2)
     np.testing.assert_allclose(found.segments["loss"], exact.segments["loss"], rtol=1e-6)

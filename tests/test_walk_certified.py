@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -291,6 +292,31 @@ def test_a_loss_that_is_not_finite_is_looked_at_exactly_and_has_its_reason():
     assert pd.isna(last["barrier"])
 
 
+class Inverse(nn.Module):
+    """x / w: nothing along a step that crosses w = 0 is finite there."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+
+    def forward(self, inputs):
+        return inputs / self.weight
+
+
+def test_a_loss_that_is_not_finite_inside_is_no_warning_and_no_failure():
+    model, inputs = Inverse(), torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    optimizer = SGD(model.parameters(), lr=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with sgdwalk.watch(model, optimizer, nn.MSELoss(), (inputs, torch.zeros(400, 1)), **CERTIFIED) as walk:
+            for gradient in (0.01, 1.98, -0.01):
+                model.weight.grad = torch.full((1,), gradient)
+                optimizer.step()
+    crossing = walk.run.segments.query("step == 1")
+    assert not np.isfinite(crossing["loss"]).all()
+    assert np.isfinite(walk.run.segments.query("step == 2")["loss"]).all()
+
+
 def test_a_few_batches_are_no_sample():
     found = walked(net("batchnorm"), num_examples=100, **CERTIFIED)
     assert (found.steps["looks"] == 3).all()
@@ -336,6 +362,52 @@ def test_what_divides_the_loss_must_not_change_along_the_step():
     found = walked(net("batchnorm"), loss_fn=margin, **CERTIFIED)
     assert (found.steps["looks_reason"][1:] == "what loss_fn divides by changes along the step").any()
     assert_holds(found, walked(net("batchnorm"), loss_fn=margin))
+
+
+def squares_of_large(output, target):
+    large = output.abs() > 1
+    return (output.square() * large).sum(), large.sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"largest_pass": 400}])
+def test_what_divides_the_loss_may_change_between_the_ends_alone(options):
+    # As many outputs are above 1 at the end as are below -1 at the start, of every pair of examples; inside fewer are.
+    inputs = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    data = torch.stack([inputs, -inputs], dim=1).reshape(-1, 1), torch.zeros(800, 1)
+    runs = []
+    for watching in ({"method": "certified", **options}, {}):
+        model = nn.Linear(1, 1)
+        nn.init.ones_(model.weight)
+        nn.init.constant_(model.bias, -1.0)
+        model.weight.requires_grad_(False)
+        optimizer = SGD([model.bias], lr=1.0)
+        watching |= {"partition_seed": None, "batch_size": 20, "on_error": "raise"}
+        with sgdwalk.watch(model, optimizer, squares_of_large, data, **watching) as walk:
+            for _ in range(3):
+                model.bias.grad = 2 * model.bias.detach().clone()
+                optimizer.step()
+        runs.append(walk.run)
+    found, exact = runs
+    assert (found.steps["looks_reason"][1:] == "what loss_fn divides by changes along the step").all()
+    np.testing.assert_allclose(found.segments["loss"], exact.segments["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(400, 500), (2000, 500)])
+def test_a_first_step_that_does_not_move_makes_no_later_interval_too_narrow(num_examples, batch_size):
+    runs = []
+    for watching in (CERTIFIED, {}):
+        torch.manual_seed(0)
+        inputs = torch.randn(num_examples, 8)
+        data = inputs, (inputs @ torch.randn(8, 3)).argmax(dim=1)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+        optimizer = SGD(model.parameters(), lr=0.0)
+        with sgdwalk.watch(model, optimizer, functional.cross_entropy, data, batch_size=batch_size, **watching) as walk:
+            update(model, optimizer, *data, range(UPDATES))
+        runs.append(walk.run)
+    found, exact = runs
+    assert (found.steps["looks"][1:] < 3).all(), "not exact: intervals have to hold"
+    assert ((found.segments["loss"] - exact.segments["loss"]).abs() <= found.segments["halfwidth"] + 1e-15).all()
+    assert not (found.steps["barrier"].dropna().astype(bool)).any()
 
 
 # --- barriers ---------------------------------------------------------------------------------------------------------

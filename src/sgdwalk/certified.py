@@ -31,6 +31,8 @@ from sgdwalk.segment import grid, losses_at
 from sgdwalk.units import LossAsOutput, source_of, units_of
 from sgdwalk.valley import barrier
 
+COUNTS_CHANGE = "what loss_fn divides by changes along the step"
+NOT_FINITE = "a loss of the sample, or of interpolated outputs, is not finite"
 REMEMBERED = 8
 """Steps whose spread between units the next first look is planned by."""
 
@@ -216,8 +218,13 @@ class CertifiedSegments(Segments):
             self.passage = Passage(source, units_of(source), self._num_points)
             if self.kept and [tensor.shape for tensor in self.kept[0]] != self.passage.shapes:
                 self.kept = None  # outputs of another kind
-        here = self.passage
-        here.begin(query.start, query.end)
+        self.passage.begin(query.start, query.end)
+        try:
+            return self._along(self.passage, query)
+        finally:
+            self.passage.end()
+
+    def _along(self, here: Passage, query: Query) -> Certified:
         first, chord, signs, last = here.ends(self.kept, query.known_start, query.heard)
         self.kept = here.kept
         losses = chord / math.fsum(last.counts)
@@ -227,28 +234,27 @@ class CertifiedSegments(Segments):
             why = "a loss is not finite"
         elif not np.isfinite(losses).all():
             why = "the interpolated outputs have no finite loss"
-        elif first.counts != last.counts:
-            why = "what loss_fn divides by changes along the step"
+        elif first.counts != last.counts or not here.counts_hold:
+            why = COUNTS_CHANGE
         else:
-            known = math.isfinite(query.loss_noise)
+            # What was measured of the noise may be one number by luck, as where a step did not move.
+            noise = float(np.fmax(query.loss_noise, here.rounding * abs(losses).max()))
             outcome = certify(
                 here,
                 losses,
                 signs,
                 plan(self._spreads, len(here.units), self._num_points),
                 tolerance=self._tolerance,
-                loss_noise=query.loss_noise if known else here.rounding * abs(losses).max(),
+                loss_noise=noise,
+                significant=2 * query.loss_noise if math.isfinite(query.loss_noise) else 0.0,
                 random=generator(self._seed, query.step),
             )
-            why = query.exactly or _why_not(outcome)
+            why = query.exactly or ("" if here.counts_hold else COUNTS_CHANGE) or _why_not(outcome)
             if outcome is not None and outcome.finite:
                 self._spreads.append(outcome.spread)
         if why or outcome is None:
-            certified = self._exact(query, first, last, here.examples, why)
-        else:
-            certified = self._estimated(query, first, last, outcome)
-        here.end()
-        return certified
+            return self._exact(query, first, last, here.examples, why)
+        return self._estimated(query, first, last, outcome)
 
     def _estimated(self, query: Query, first: LossSums, last: LossSums, outcome: Outcome) -> Certified:
         """From samples; where these do not do, exact at every point that may be the floor, the likeliest first."""
@@ -309,7 +315,7 @@ def _why_not(outcome: Outcome | None) -> str:
     """Why samples tell nothing; empty where they do."""
     if outcome is None:
         return "the data have too few units to sample from for this tolerance"
-    return "" if outcome.finite else "a loss is not finite"
+    return "" if outcome.finite else NOT_FINITE
 
 
 def _too_wide(outcome: Outcome, tolerance: float) -> str:

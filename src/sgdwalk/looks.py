@@ -50,7 +50,9 @@ class Outcome:
     """Whether the height is known as well as wanted; if not, :func:`exact_look` is needed."""
     spreads: Array
     """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by: as much as the height, and the
-    more the higher above the floor; 0 at the ends.  # (2, points)"""
+    more the higher above the floor, less rounding; 0 at the ends.  # (2, points)"""
+    significant: float = 0.0
+    """Rise above the ends from which a barrier counts as more than rounding, nats per example."""
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -63,6 +65,7 @@ class Outcome:
         return bool(np.isfinite(self.losses).all() and np.isfinite(self.halfwidths).all())
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def certify(
     levels: Levels,
     chord: Array,
@@ -71,6 +74,7 @@ def certify(
     *,
     tolerance: float,
     loss_noise: float,
+    significant: float = 0.0,
     random: np.random.Generator,
 ) -> Outcome | None:
     """Look at samples until the half-width of the height is at most max(tolerance · height, 4 loss noise).
@@ -82,6 +86,7 @@ def certify(
         sizes: of the first look.
         tolerance: relative, on the height.
         loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that.
+        significant: :attr:`Outcome.significant`.
         random: draws the units.
 
     Returns:
@@ -105,7 +110,7 @@ def certify(
     if outcome.finite and not outcome.accepted:
         inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
         more1, more2 = second_look(outcome.spreads[:, inside], n1, n2, len(drawn))
-        if more2.mean() <= WORTHWHILE * len(drawn):
+        if more1 - n1 + (more2 - n2).sum() <= WORTHWHILE * len(inside) * len(drawn):
             first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])
             counts = np.full(num_points + 1, n2)
             counts[inside] = more2
@@ -115,8 +120,8 @@ def certify(
             found = estimate(chord, known, first, second, len(drawn), counts)
             outcome = _outcome(found, 2, tolerance, loss_noise, outcome)
     if outcome.finite and outcome.accepted:
-        outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths))
-    return outcome
+        outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths, significant))
+    return replace(outcome, significant=significant)
 
 
 def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
@@ -132,7 +137,8 @@ def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
     while len(left := contenders(losses, halfwidths)) and np.isfinite(losses).all():
         point = int(left[(losses - halfwidths)[left].argmin()])
         losses[point], halfwidths[point] = loss_at(point), 0.0
-    return replace(outcome, losses=losses, halfwidths=widened(losses, halfwidths), looks=EXACT_LOOK)
+    halfwidths = widened(losses, halfwidths, outcome.significant)
+    return replace(outcome, losses=losses, halfwidths=halfwidths, looks=EXACT_LOOK)
 
 
 def contenders(losses: Array, halfwidths: Array) -> NDArray[np.intp]:
@@ -149,19 +155,24 @@ def floor_interval(losses: Array, halfwidths: Array) -> tuple[float, float]:
     return float((losses - halfwidths).min()), float((losses + halfwidths).min())
 
 
-def widened(losses: Array, halfwidths: Array) -> Array:
-    """Half-widths that are larger where it costs nothing: few units may not show how far others lie off.
+def widened(losses: Array, halfwidths: Array, significant: float = 0.0) -> Array:
+    """Half-widths that are larger where no decision depends on it: few units may not show how far others lie off.
 
     An interval becomes ``WIDER`` times as wide as it is, as far as neither the floor nor a barrier that is decided, at
-    any point, comes to be in doubt.
+    any point, comes to be in doubt, nor whether a barrier is ``significant``.
 
     >>> widened(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.02, 0.05, 0.0])).round(9).tolist()
     [0.0, 0.05, 0.05, 0.0]
+    >>> widened(np.array([1.0, 1.5, 1.0]), np.array([0.0, 0.25, 0.0]), 0.125).round(9).tolist()
+    [0.0, 0.375, 0.0]
     """
     room = losses - (losses + halfwidths).min()
-    to_barrier = np.abs(losses - np.maximum(losses[0], losses[-1]))
-    room = np.where(halfwidths <= to_barrier, np.minimum(room, to_barrier), room)
-    return np.maximum(halfwidths, np.minimum(WIDER * halfwidths, (1 - 1e-9) * room))  # less for rounding
+    highest = max(losses[0], losses[-1])
+    for threshold in (highest, highest + significant):
+        away = np.abs(losses - threshold)
+        room = np.where(halfwidths <= away, np.minimum(room, away), room)
+    room = (1 - 1e-9) * room - 4 * np.finfo(np.float64).eps * np.abs(losses)  # less for rounding
+    return np.maximum(halfwidths, np.minimum(WIDER * halfwidths, room))
 
 
 def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float, before: Outcome | None = None) -> Outcome:
@@ -180,7 +191,7 @@ def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float, be
     accepted = bool((high - low) / 2 <= tolerated)
     spreads = np.zeros_like(found.spreads)
     if tolerated > 0:
-        spreads[:, interior] = (found.spreads / allowed(losses, tolerated))[:, interior]
+        spreads[:, interior] = (found.spreads / (allowed(losses, tolerated) - 2 * loss_noise))[:, interior]
     return Outcome(losses, halfwidths, look, accepted, spreads)
 
 

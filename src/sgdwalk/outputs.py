@@ -7,7 +7,7 @@ they are at the point evaluated last.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +65,14 @@ def lagrange(nodes: Sequence[float], num_points: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+class Sums(NamedTuple):
+    """What units add to L, and to what it is divided by."""
+
+    losses: NDArray[np.float64]
+    """Sums of the loss, nats."""
+    counts: NDArray[np.float64]
+
+
 class OutputLoss:
     """The loss as a function of outputs, for many units in one call where ``loss_fn`` allows it."""
 
@@ -72,23 +80,23 @@ class OutputLoss:
         self._full_loss = full_loss
         self._at_once = True
 
-    def sums(self, outputs: Any, targets: Any, size: int, *, points: int | None = None) -> NDArray[np.float64]:
-        """Sums of the loss of units of ``size`` examples.
+    def sums(self, outputs: Any, targets: Any, size: int, *, points: int | None = None) -> Sums:
+        """Sums of the loss of units of ``size`` examples, and what ``loss_fn`` counts.
 
         Args:
             outputs: a tree stacked over units, and over points before them where ``points`` is given.
             targets: a tree stacked over units.
 
         Returns:
-            Sums, nats.  # (units,) or (points, units)
+            Arrays of the shape (units,), or (points, units).
         """
         if self._at_once:
             try:
-                each = torch.func.vmap(lambda output, target: self._sum(output, target, size))
+                each = torch.func.vmap(lambda output, target: self._sum_and_count(output, target, size))
                 if points is not None:
                     each = torch.func.vmap(each, in_dims=(0, None))
                 with ShortRows():
-                    return each(outputs, targets).cpu().numpy()
+                    return Sums(*np.moveaxis(each(outputs, targets).cpu().numpy(), -1, 0))
             except Exception:  # what loss_fn does cannot be done for many at once; what is truly wrong is raised below
                 self._at_once = False
         number = len(next(leaf for leaf in leaves(targets) if isinstance(leaf, Tensor)))
@@ -98,25 +106,24 @@ class OutputLoss:
             pairs = [
                 [map_tensors(lambda t, u=unit: t[u], tree) for tree in (output, targets)] for unit in range(number)
             ]
-            rows.append([float(self._sum(one, target, size)) for one, target in pairs])
-        return np.array(rows[0] if points is None else rows)
+            rows.append([self._sum_and_count(one, target, size).tolist() for one, target in pairs])
+        return Sums(*np.moveaxis(np.array(rows[0] if points is None else rows), -1, 0))
 
     def check(self, output: Any, target: Any, size: int) -> None:
         """Compare both ways on one unit and settle for the slow one where they differ."""
         if not self._at_once:
             return
         twice, targets = (map_tensors(lambda tensor: torch.stack([tensor, tensor]), tree) for tree in (output, target))
-        fast = float(self.sums(twice, targets, size)[0])
-        slow = float(self._sum(output, target, size))
+        fast = float(self.sums(twice, targets, size).losses[0])
+        slow = float(self._sum_and_count(output, target, size)[0])
         self._at_once = self._at_once and abs(fast - slow) <= AGREEMENT * abs(slow) + 1e-6 * size
 
-    def _sum(self, output: Any, target: Any, size: int) -> Tensor:
-        value, _ = self._full_loss.sum_and_count(output, target, size)
-        return torch.as_tensor(value, dtype=torch.float64)
+    def _sum_and_count(self, output: Any, target: Any, size: int) -> Tensor:
+        """# (2,)"""
+        pair = [torch.as_tensor(each) for each in self._full_loss.sum_and_count(output, target, size)]
+        return torch.stack([each.to(pair[0].device, torch.float64) for each in pair])
 
-    def along(
-        self, ends: Sequence[Sequence[Tensor]], weights: Tensor, template: Any, targets: Any, size: int
-    ) -> NDArray[np.float64]:
+    def along(self, ends: Sequence[Sequence[Tensor]], weights: Tensor, template: Any, targets: Any, size: int) -> Sums:
         """Sums of the loss of units whose outputs are interpolated.
 
         Args:
@@ -126,7 +133,7 @@ class OutputLoss:
             targets: stacked over units.
 
         Returns:
-            Sums, nats.  # (points, units)
+            Arrays of the shape (points, units).
         """
         most = max(1, GROUP_BYTES // max(1, sum(t.numel() * t.element_size() for t in ends[0])))
         found = []
@@ -135,7 +142,7 @@ class OutputLoss:
             mixed = [_mix(part, tensors) for tensors in zip(*ends, strict=True)]
             others = map_tensors(lambda t, n=count: t.expand(n, *t.shape), template)
             found.append(self.sums(with_floats(others, mixed), targets, size, points=count))
-        return np.concatenate(found)
+        return Sums(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def _mix(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:

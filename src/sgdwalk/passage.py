@@ -22,6 +22,8 @@ from sgdwalk.units import LossAsOutput, Units
 
 KEPT_BYTES = 1 << 28
 """Outputs at both ends of a segment are kept up to this size together; larger ones are computed again where needed."""
+COUNTS_AGREE = 1e-6
+"""Relative difference of two counts that are the same but for rounding."""
 GROUP_BATCHES_BYTES = 1 << 20
 """Outputs of the evaluation batches whose chord is evaluated together."""
 
@@ -43,6 +45,8 @@ class Passage:
         """Outputs at the end, batch by batch, where they are kept."""
         self.examples = 0
         """Examples evaluated along this segment, times the points at which they were."""
+        self.counts_hold = True
+        """Whether all that was seen of this segment counts at every point what it counts at the end."""
         self.rounding = float(torch.finfo(source.site.vector.dtype).eps)
         self._num_points = num_points
         self._loss = OutputLoss(source)  # pyright: ignore[reportArgumentType]
@@ -63,6 +67,9 @@ class Passage:
         self._start: Sequence[Tensor] = ()
         self._end: Sequence[Tensor] = ()
         self._middles: dict[int, NDArray[np.float64]] = {}
+        self._unit_counts: dict[int, float] = {}
+        self._batch_counts: Sequence[float] | None = None
+        """What loss_fn counts for each evaluation batch at the end, where it is known."""
         self._group = max(1, int(GROUP_BATCHES_BYTES // max(1.0, size * max(source.data.sizes))))
 
     @property
@@ -74,12 +81,12 @@ class Passage:
         self._start, self._end = start, end
         self.examples = 0
         self.kept = None
-        self._middles = {}
+        self._middles, self._unit_counts, self.counts_hold = {}, {}, True
 
     def end(self) -> None:
         """Let go of everything but what :attr:`kept` holds for others."""
         self._start, self._end = (), ()
-        self._starts, self._middles, self.kept = None, {}, None
+        self._starts, self._middles, self._unit_counts, self.kept = None, {}, {}, None
 
     def _at(self, alpha: float) -> None:
         lerp_into(self.source.site.targets, self._start, self._end, alpha)
@@ -105,7 +112,7 @@ class Passage:
         self._starts = known
         self.kept = [] if self._keeps else None
         last: list[Any] = []
-        chord = np.zeros(self._num_points + 1)
+        chord, counts = np.zeros(self._num_points + 1), np.zeros((self._num_points - 1, len(data)))
         signs = np.zeros(len(self.units))
         self._at(1.0)
         for group in self._groups():
@@ -133,13 +140,15 @@ class Passage:
                     joined([target for _, target in chosen], torch.stack),
                     data.sizes[group[positions[0]]],
                 )
-                chord[1:-1] += sums.sum(axis=1)
+                chord[1:-1] += sums.losses.sum(axis=1)
+                counts[:, [group[position] for position in positions]] = sums.counts
                 self._sign([group[position] for position in positions], first_side, last_side, signs)
             if self.kept is not None:
                 self.kept += ends
         end = as_sums(last) if heard is None else heard.sums
         start = known_start or as_sums(first)
-        self._count = math.fsum(end.counts)
+        self._count, self._batch_counts = math.fsum(end.counts), end.counts
+        self._see_counts(counts, end.counts)
         self._node = middle_node(np.array([start.mean, *(chord[1:-1] / self._count), end.mean]))
         return start, chord, signs, end
 
@@ -183,9 +192,12 @@ class Passage:
             )
             chord = self._loss.along([ends[0], ends[2]], self._chord_weights[self._interior], *rest)
             along = self._loss.along(ends, weights, *rest)
+            counts = self._expected_counts(units[positions], chord.counts[0])
+            self._see_counts(np.concatenate([chord.counts, along.counts]), counts)
             for column, position in enumerate(positions):
-                self._middles[int(units[position])] = along[:, column]
-                found[position, 1:-1] = along[:, column] - chord[:, column]
+                self._middles[int(units[position])] = along.losses[:, column]
+                self._unit_counts[int(units[position])] = counts[column]
+                found[position, 1:-1] = along.losses[:, column] - chord.losses[:, column]
         return found / self._count
 
     def true_minus_middle(self, units: NDArray[np.intp], inside: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
@@ -199,13 +211,24 @@ class Passage:
                     joined([outputs[position][1] for position in positions], torch.stack),
                     int(self.units.sizes[units[low + positions[0]]]),
                 )
-                for value, position in zip(sums, positions, strict=True):
+                self._see_counts(sums.counts, [self._unit_counts[int(units[low + position])] for position in positions])
+                for value, position in zip(sums.losses, positions, strict=True):
                     found[low + position, k] = value - self._middles[int(units[low + position])][k - 1]
 
         wanted = range(1, self._num_points) if inside is None else map(int, inside)
         if len(units):
             self._evaluate_along(units, sorted({*wanted} - {self._node}), put)
         return found / self._count
+
+    def _expected_counts(self, units: NDArray[np.intp], seen: NDArray[np.float64]) -> Sequence[float]:
+        """What some units count: where nobody knows it of parts of a batch, what they were seen to."""
+        if self._batch_counts is None or not self.units.whole:
+            return seen.tolist()
+        return [self._batch_counts[int(self.units.batch[unit])] for unit in units]
+
+    def _see_counts(self, counts: NDArray[np.float64], expected: Sequence[float]) -> None:
+        """Take note of whether units count what they are expected to: L along a segment is divided by one number."""
+        self.counts_hold &= bool(np.allclose(counts, expected, rtol=COUNTS_AGREE, atol=0.0))
 
     def _evaluate_along(
         self, units: NDArray[np.intp], points: Sequence[int], take: Callable[[int, int, list[tuple[Any, Any]]], None]

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgdwalk import text
-from sgdwalk.certified import REMEMBERED, Certification, Certified, CertifiedSegments, Query, Segments, generator
+from sgdwalk.certified import (
+    COUNTS_CHANGE,
+    NOT_FINITE,
+    REMEMBERED,
+    Certification,
+    Certified,
+    CertifiedSegments,
+    Query,
+    Segments,
+    generator,
+)
 from sgdwalk.multilevel import NUM_NODES
 from sgdwalk.objective import NOISE_BATCHES, FullLoss, LossSums
 from sgdwalk.outputs import alike, floats, joined, squared_moves
@@ -103,12 +113,15 @@ class SampledEnds(Segments):
             )
         finally:
             here.end()
-        if not here.counts_hold:
-            return self._over_all.measure(query._replace(exactly="what loss_fn divides by changes along the step"))
+        why = "" if here.counts_hold else COUNTS_CHANGE
+        if not why and not outcome.finite and np.isfinite(outcome.losses[[0, -1]]).all():
+            why = NOT_FINITE
+        if why:
+            certified = self._over_all.measure(query._replace(exactly=why))
+            certified.examples_evaluated += here.examples
+            return certified
         if outcome.finite:
             self._spreads.append(outcome.spread)
-        elif np.isfinite(outcome.losses[[0, -1]]).all():
-            return self._over_all.measure(query._replace(exactly="a loss is not finite"))
         self._over_all.forget()
         certified = self._estimated(outcome, query.known_start, here.examples)
         if query.exactly:
@@ -211,16 +224,9 @@ class SampledPassage(Passage):
     ):
         super().__init__(source, units, num_points)
         self.most = most
-        self.counts_hold = True
-        """Whether the units of this segment count what they are known to count."""
-        self._count = total
-        self._counts = counts
+        self._count, self._batch_counts = total, counts
         self._known_ends: dict[int, tuple[Floats, Floats]] = {}
         self._unit_bytes = max(1.0, self._output_bytes * float(units.sizes.max()))
-
-    def begin(self, start: Sequence[Tensor], end: Sequence[Tensor]) -> None:
-        super().begin(start, end)
-        self.counts_hold = True
 
     def end(self) -> None:
         super().end()
@@ -244,7 +250,6 @@ class SampledPassage(Passage):
         before = self._evaluate(units)
         self._at(1.0)
         after = self._evaluate(units)
-        self._check_counts(units, before, after)
         starts, ends = ([floats(output) for output, _ in side] for side in (before, after))
         at_once = max(1, int(GROUP_BATCHES_BYTES // self._unit_bytes))
         for group in alike(list(zip(after, starts, strict=True))):
@@ -254,25 +259,17 @@ class SampledPassage(Passage):
                 first, last = (joined([side[i][0] for i in positions], torch.stack) for side in (before, after))
                 targets = joined([after[i][1] for i in positions], torch.stack)
                 # The ends by themselves: a weight of 0 does not silence an output that is not finite.
-                shares[positions, 0] = self._loss.sums(first, targets, size)
-                shares[positions, -1] = self._loss.sums(last, targets, size)
+                sums = [self._loss.sums(outputs, targets, size) for outputs in (first, last)]
                 weights = self._chord_weights[self._interior]
-                shares[positions, 1:-1] = self._loss.along(
-                    [floats(first), floats(last)], weights, last, targets, size
-                ).T
+                along = self._loss.along([floats(first), floats(last)], weights, last, targets, size)
+                shares[positions, 0], shares[positions, -1] = (each.losses for each in sums)
+                shares[positions, 1:-1] = along.losses.T
+                counts = [*(each.counts for each in sums), *along.counts]
+                self._see_counts(np.array(counts), self._expected_counts(units[positions], counts[0]))
                 signs[positions] = squared_moves(floats(first), floats(last)).double().cpu().numpy()
         room = int(KEPT_BYTES // (2 * self._unit_bytes)) - len(self._known_ends)
         self._known_ends.update(list(zip(units.tolist(), zip(starts, ends, strict=True), strict=True))[: max(0, room)])
         return shares / self._count, signs
-
-    def _check_counts(self, units: NDArray[np.intp], *sides: list[tuple[Any, Any]]) -> None:
-        if self._counts is None:
-            return
-        for side in sides:
-            for unit, pair in zip(units.tolist(), side, strict=True):
-                _, count = self.source.sum_and_count(*pair, int(self.units.sizes[unit]))
-                known = self._counts[int(self.units.batch[unit])]
-                self.counts_hold &= math.isclose(float(count), known, rel_tol=1e-6)
 
     def _ends_of(self, units: NDArray[np.intp]) -> list[list[Floats]]:
         missing = np.array([unit for unit in units.tolist() if unit not in self._known_ends], dtype=np.intp)

@@ -296,7 +296,7 @@ def certify(
         num_points: intervals of the grid.
         tolerance: relative, on the height.
         loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that. NaN: not known.
-        rounding: of a loss relative to it, where the loss noise is not known.
+        rounding: of a loss relative to it: the loss noise is taken to be so much at least.
         random: draws the units.
     """
     assert len(sizes) == len(GROWTH)
@@ -373,8 +373,7 @@ def _outcome(
     single = np.repeat([MISSES[name] / number for name, number in estimated.items()], [len(each) for each in sums])
     places = np.cumsum([len(each) for each in sums])[:-1]
     losses, differences, rises = np.split(found.values, places)
-    if not math.isfinite(loss_noise):
-        loss_noise = rounding * float(np.abs(losses).max())
+    loss_noise = float(np.fmax(loss_noise, rounding * np.abs(losses).max()))
     widths = quantile(found.degrees, single) * found.deviation + 2 * loss_noise
     halfwidths, height_widths, rise_widths = np.split(widths, places)
     if not finite.all():
@@ -386,7 +385,8 @@ def _outcome(
     deciding = heights[_deciding(differences, height_widths, tolerated)]
     levels = (chord, first[sampled.certain :], second[sampled.certain :])
     spread = [
-        num_units * float((level @ deciding).std(ddof=1)) / tolerated if tolerated > 0 else 0.0 for level in levels
+        num_units * float((level @ deciding).std(ddof=1)) / (tolerated - 2 * loss_noise) if tolerated > 0 else 0.0
+        for level in levels
     ]
     return Outcome(
         losses,
