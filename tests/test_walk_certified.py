@@ -233,13 +233,17 @@ def weighted(output, target):
     return loss, weight[target].sum()
 
 
+def count_in_an_array(output, target):
+    return functional.cross_entropy(output, target, reduction="sum"), torch.tensor([len(target)])
+
+
 def one_by_one_only(output, target):
     """torch.func.vmap cannot do this."""
     return functional.cross_entropy(output, target) if float(output.detach().sum()) < 1e9 else output.sum()
 
 
 @pytest.mark.parametrize("kind", ["plain", "batchnorm"])
-@pytest.mark.parametrize("loss_fn", [per_example, sum_and_count, weighted, one_by_one_only])
+@pytest.mark.parametrize("loss_fn", [per_example, sum_and_count, weighted, count_in_an_array, one_by_one_only])
 def test_every_kind_of_loss_function(kind, loss_fn):
     found = walked(net(kind), loss_fn=loss_fn, **CERTIFIED)
     assert_holds(found, walked(net(kind), loss_fn=loss_fn))
@@ -390,6 +394,36 @@ def test_what_divides_the_loss_may_change_between_the_ends_alone(options):
     found, exact = runs
     assert (found.steps["looks_reason"][1:] == "what loss_fn divides by changes along the step").all()
     np.testing.assert_allclose(found.segments["loss"], exact.segments["loss"], rtol=1e-6)
+
+
+class CountsAtZero(nn.Module):
+    """Squared error, made in forward, over half as many examples at the start as anywhere else."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs, targets):
+        count = (1.0 + float(self.weight.detach() != 0)) * len(inputs)
+        return (inputs * (self.weight + 1) - targets).square().sum(), count
+
+
+@pytest.mark.parametrize("options", [{}, {"largest_pass": 1000}])
+def test_what_divides_the_loss_may_change_at_the_start_alone(options):
+    data = torch.randn(2, 4000, 1, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for watching in ({"method": "certified", **options}, {}):
+        model = CountsAtZero()
+        optimizer = SGD(model.parameters(), lr=1.0)
+        watching |= {"forward": lambda model, batch: (model(*batch), batch[1]), "on_error": "raise"}
+        loss = lambda output, target: output  # noqa: E731
+        with sgdwalk.watch(model, optimizer, loss, tuple(data), batch_size=20, **watching) as walk:
+            for _ in range(3):
+                model.weight.grad = torch.full((1,), 0.1)
+                optimizer.step()
+        runs.append(walk.run)
+    np.testing.assert_allclose(*(run.segments.query("step == 0")["loss"] for run in runs), rtol=1e-6)
+    assert (runs[0].steps["looks"][1:] < 3).all(), "the others count the same throughout"
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(400, 500), (2000, 500)])

@@ -214,7 +214,7 @@ def _precision(row: _Row, one_in: int, tolerance: float, stretch: int, num_batch
         return f"losses and heights of watched updates to rounding (loss_noise){watched}"
     if row.method == "certified":
         return (
-            f"the height of a watched update to within {100 * tolerance:g} % of it, or four times loss_noise where "
+            f"the height of a watched update to within {100 * tolerance:g} % of it, or four times the loss noise where "
             f"that is more, at 95 %{watched}"
         )
     looks = stretch / one_in

@@ -116,6 +116,8 @@ class Segments(ABC):
         self._full_loss = full_loss
         self._gave_up = ""
         """Why no sample is taken any more."""
+        self._spent = 0
+        """Examples evaluated to no avail, until a segment has them in its account."""
         self.told: set[str] = set()
         """Kinds of what is told once a walk, and was."""
         self._remarks: list[tuple[str, str]] = []
@@ -133,6 +135,8 @@ class Segments(ABC):
                 self._give_up("the outputs do not fit into memory")
         if certified is None:
             certified = self._without_samples(query)
+        certified.examples_evaluated += self._spent
+        self._spent = 0
         certified.remarks[:0] = self._remarks
         self._remarks = []
         return certified
@@ -204,6 +208,7 @@ class CertifiedSegments(Segments):
 
     def _give_up(self, why: str) -> None:
         super()._give_up(why)
+        self._spent += 0 if self.passage is None else self.passage.examples
         self.kept = self.passage = None
 
     def _without_samples(self, query: Query) -> Certified:
@@ -227,7 +232,7 @@ class CertifiedSegments(Segments):
     def _along(self, here: Passage, query: Query) -> Certified:
         first, chord, signs, last = here.ends(self.kept, query.known_start, query.heard)
         self.kept = here.kept
-        losses = chord / math.fsum(last.counts)
+        losses = chord / (math.fsum(last.counts) or math.nan)  # loss_fn may count nothing at all
         losses[0], losses[-1] = first.mean, last.mean
         outcome: Outcome | None = None
         if not np.isfinite(losses[[0, -1]]).all():
@@ -237,7 +242,7 @@ class CertifiedSegments(Segments):
         elif first.counts != last.counts or not here.counts_hold:
             why = COUNTS_CHANGE
         else:
-            # What was measured of the noise may be one number by luck, as where a step did not move.
+            # The largest of a few measured errors may be small by luck, most of all where a step did not move.
             noise = float(np.fmax(query.loss_noise, here.rounding * abs(losses).max()))
             outcome = certify(
                 here,

@@ -23,8 +23,8 @@ WIDER = 3.0
 """Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
 :func:`widened`."""
 WORTHWHILE = 0.75
-"""Share of the units that a second look takes at most, on average over the points that may be the floor: the exact look
-evaluates one of these points after the other, and may stop early."""
+"""Evaluations that a second look adds at most, as a share of those of all units at the points that may be the floor:
+the exact look evaluates one of these points after the other, and may stop early."""
 
 
 class Levels(Protocol):

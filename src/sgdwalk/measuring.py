@@ -329,7 +329,9 @@ class Measuring:
             result.reasons["segment"] = f"the loss is not finite at α = {listed}"
         if due and losses is not None:
             try:
-                result.loss_noise = self._loss_noise = loss_noise(self.full_loss, start, end, losses)
+                result.loss_noise = loss_noise(self.full_loss, start, end, losses)
+                if math.isfinite(result.loss_noise):
+                    self._loss_noise = result.loss_noise
                 if math.isnan(result.loss_noise):
                     result.reasons["loss_noise"] = "a loss is not finite"
             except Exception as error:

@@ -121,7 +121,7 @@ class OutputLoss:
     def _sum_and_count(self, output: Any, target: Any, size: int) -> Tensor:
         """# (2,)"""
         pair = [torch.as_tensor(each) for each in self._full_loss.sum_and_count(output, target, size)]
-        return torch.stack([each.to(pair[0].device, torch.float64) for each in pair])
+        return torch.stack([each.to(pair[0].device, torch.float64).reshape(()) for each in pair])
 
     def along(self, ends: Sequence[Sequence[Tensor]], weights: Tensor, template: Any, targets: Any, size: int) -> Sums:
         """Sums of the loss of units whose outputs are interpolated.

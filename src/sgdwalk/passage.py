@@ -149,7 +149,8 @@ class Passage:
         start = known_start or as_sums(first)
         self._count, self._batch_counts = math.fsum(end.counts), end.counts
         self._see_counts(counts, end.counts)
-        self._node = middle_node(np.array([start.mean, *(chord[1:-1] / self._count), end.mean]))
+        inside = chord[1:-1] / (self._count or math.nan)
+        self._node = middle_node(np.array([start.mean, *inside, end.mean]))
         return start, chord, signs, end
 
     def _groups(self) -> Iterator[range]:

@@ -17,7 +17,7 @@ AT_FIRST = 2
 """So many times the fewest units a first look has at the second level at most; nor may it cost more than a pass there,
 but for the fewest. What it sees tells where in the grid others are needed."""
 SHAPES = 3.0
-"""Effective number of points (see :func:`num_shapes`) that looks are planned for."""
+"""Effective number of points (see :func:`sgdwalk.multilevel.num_shapes`) that looks are planned for."""
 PLANNED_FOR = 0.5
 """Share of the steps remembered whose spread between units the first look is planned for."""
 OUTSTANDING = 5.0

@@ -86,6 +86,7 @@ class SampledEnds(Segments):
 
     def _give_up(self, why: str) -> None:
         super()._give_up(why)
+        self._spent += 0 if self.passage is None else self.passage.examples
         self.passage = None
         self._remarks.append(("ends_over_all_data", f"The ends of segments are evaluated over all data, since {why}."))
 
@@ -117,9 +118,8 @@ class SampledEnds(Segments):
         if not why and not outcome.finite and np.isfinite(outcome.losses[[0, -1]]).all():
             why = NOT_FINITE
         if why:
-            certified = self._over_all.measure(query._replace(exactly=why))
-            certified.examples_evaluated += here.examples
-            return certified
+            self._spent += here.examples
+            return self._over_all.measure(query._replace(exactly=why))
         if outcome.finite:
             self._spreads.append(outcome.spread)
         self._over_all.forget()
@@ -141,6 +141,7 @@ class SampledEnds(Segments):
             # What a unit counts is known beforehand for whole batches alone: it must be the same along every step.
             if self._counts is None:
                 self._counts = list(self._full_loss.sums().counts)
+                self._spent += self._full_loss.data.num_examples
             counts, total = self._counts, math.fsum(self._counts)
             units = whole_batches(source.data.sizes)
         size = float(units.sizes.max())
@@ -257,9 +258,9 @@ class SampledPassage(Passage):
                 positions = group[low : low + at_once]
                 size = int(self.units.sizes[units[positions[0]]])
                 first, last = (joined([side[i][0] for i in positions], torch.stack) for side in (before, after))
-                targets = joined([after[i][1] for i in positions], torch.stack)
+                old, targets = (joined([side[i][1] for i in positions], torch.stack) for side in (before, after))
                 # The ends by themselves: a weight of 0 does not silence an output that is not finite.
-                sums = [self._loss.sums(outputs, targets, size) for outputs in (first, last)]
+                sums = [self._loss.sums(first, old, size), self._loss.sums(last, targets, size)]
                 weights = self._chord_weights[self._interior]
                 along = self._loss.along([floats(first), floats(last)], weights, last, targets, size)
                 shares[positions, 0], shares[positions, -1] = (each.losses for each in sums)

@@ -51,7 +51,7 @@ OTHERS_WATCH_EVERY = 5
 """The trainings with other seeds are watched at every fifth update of those epochs."""
 VALIDATE_EVERY = 10
 """Epochs between two validations where no statement is about them: of gradient descent, where each would cost as much
-as half an update, and of those trainings with other seeds."""
+as a quarter of an update, and of those trainings with other seeds."""
 
 CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
     "smoke": dict.fromkeys(
