@@ -40,6 +40,11 @@ FAMILIES = {
     "gauge": ("gauge, of the mean slope", "floor", "X"),
 }
 """First word of a method: how the legend calls it, its colour and its shape."""
+SHAPE = (
+    "A parabola's R² asks for every loss of a segment; certified segments know those high above the floor only as well "
+    "as the height needs, and then call a curve less even than it is."
+)
+"""Why a statement about the shape of segments may be judged otherwise."""
 LEAST = 1e-5
 """Errors are drawn no smaller: that of the exact method is rounding."""
 TICKS = (1, 3, 10, 30, 100, 300, 1000)
@@ -270,6 +275,15 @@ def figures() -> Iterator[str]:
             *(barriers[name].sum() for name in ("exact", "certified", "undecided")),
         ]
         yield f"| {' | '.join(map(str, cells))} |"
+    differ = [
+        f"{id}, {row['claim']} ({row['reading']}): {row['exact']} by exact segments, {row['certified']} by certified"
+        for id, figure in stored.items()
+        for row in figure["verdicts"]
+        if row["agreement"] != "same"
+    ]
+    if differ:
+        yield ""
+        yield f"Verdicts that differ: {'; '.join(differ)}. " + SHAPE
 
 
 def evaluations() -> Iterator[str]:
