@@ -174,19 +174,29 @@ def certified() -> Iterator[str]:
         "[results](../benchmarks/results), `certified_segments_*.json`."
     )
     yield ""
-    columns = ("network", "N", "tolerance", "steps", "examples / exact", "time / exact", "time / ten passes")
+    columns = (
+        "network",
+        "N",
+        "tolerance",
+        "from step",
+        "steps",
+        "examples / exact",
+        "time / exact",
+        "time / ten passes",
+    )
     columns += ("half-width / height", "outside", "commit")
     yield f"| {' | '.join(columns)} |"
     yield f"|---|{'---:|' * (len(columns) - 1)}"
     for path in sorted(RESULTS.glob("certified_segments_*.json")):
         stored = json.loads(path.read_text("utf-8"))
+        first = stored["settings"]["skip"] + stored["settings"]["before"] + 1  # the one before it is warm-up, too
         for row in stored["summary"]:
             shares = f"{row['examples / exact']:.3f} | {row['time / exact (median)']:.2f} | "
             shares += f"{row.get('time / exact, nothing shared', row['time / exact (median)']):.2f}"
             width = f"{100 * row['half-width, median']:.2g} %"
             yield (
-                f"| {row['net']} | {row['N']:,} | {row['tolerance']:g} | {row['steps']} | {shares} | {width} | "
-                f"{row['outside']} | {commit(stored)} |"
+                f"| {row['net']} | {row['N']:,} | {row['tolerance']:g} | {first} | {row['steps']} | {shares} | "
+                f"{width} | {row['outside']} | {commit(stored)} |"
             )
 
 
