@@ -83,7 +83,7 @@ def test_what_is_told():
     assert "That is a guess" in told[1.5]
     assert "sampled_epochs" in told[1.5]
     assert "exact at every update 1,502, certified at every update 290" in told[1.5]
-    assert "to within 5 % of it, or four times loss_noise where that is more, at 95 %" in told[30]
+    assert "to within 5 % of it, or four times the loss noise where that is more, at 95 %" in told[30]
     assert "about 23 are watched in an epoch" in told[30]
     assert told[2000].endswith("to rounding (loss_noise).")
 
