@@ -47,8 +47,7 @@ def no_covariance() -> Any:
         n1, n2 = len(first), len(second) if counts is None else counts
         of_first, of_second = num_random**2 * first.var(axis=0, ddof=1), found.spreads[1] ** 2
         part1, part2 = of_first * (1 / n1 - 1 / num_random), of_second * (1 / n2 - 1 / num_random)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            degrees = (part1 + part2) ** 2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
+        degrees = multilevel.welch(part1, n1, part2, n2)
         return found._replace(
             deviation=np.sqrt(part1 + part2),
             degrees=np.fmax(degrees, n2 - 1),

@@ -293,7 +293,9 @@ def figures() -> Iterator[str]:
     ]
     if differ:
         yield ""
-        yield f"Verdicts that differ: {'; '.join(differ)}. " + SHAPE
+        yield f"Verdicts that differ: {'; '.join(differ)}."
+        if any("quadratic-like" in each for each in differ):
+            yield SHAPE
 
 
 def evaluations() -> Iterator[str]:

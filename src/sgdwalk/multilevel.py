@@ -19,7 +19,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from sgdwalk.records import EXACT_LOOK
@@ -101,14 +101,18 @@ def estimate(
     part1 = of_first * (1 / n1 - 1 / num_random)
     part2 = of_second * (1 / n2 - 1 / num_random) + 2 * covariance * (1 / n1 - 1 / num_random)
     variance = np.maximum(part1 + part2, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        degrees = variance**2 / (part1**2 / (n1 - 1) + part2**2 / (n2 - 1))
-    degrees = np.where(variance > 0, np.clip(degrees, n2 - 1, n1 + n2 - 2), n2 - 1)
+    degrees = np.where(variance > 0, np.clip(welch(part1, n1, part2, n2), n2 - 1, n1 + n2 - 2), n2 - 1)
     of_units = [(first - first.mean(axis=0)) * math.sqrt((1 / n1 - 1 / num_random) / (n1 - 1))]
     of_units.append(away * np.sqrt((1 / n2 - 1 / num_random) / (n2 - 1)))
     spreads = np.sqrt([np.maximum(of_first + 2 * covariance, 0.0), of_second])
     complete = (n2 == num_random) & (n1 == num_random)
     return Estimate(total, np.sqrt(variance), degrees, spreads, num_shapes(np.concatenate(of_units)), complete)
+
+
+def welch(part1: Array, n1: ArrayLike, part2: Array, n2: ArrayLike) -> Array:
+    """Degrees of freedom of a variance whose two parts are each known from a sample; NaN where both are 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (part1 + part2) ** 2 / (part1**2 / np.subtract(n1, 1) + part2**2 / np.subtract(n2, 1))
 
 
 def num_shapes(errors: Array) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdwalk.multilevel import Array, quantile
+from sgdwalk.multilevel import Array, quantile, welch
 
 AIMS = (0.9, 0.65)
 """Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
@@ -108,7 +108,7 @@ def sizes_for(spreads: Array, num_units: int, aim: float, first: int, second: in
     for _ in range(4):  # the quantile depends on the sizes
         part2 = square2 / others
         with np.errstate(invalid="ignore", divide="ignore"):
-            degrees = (part1 + part2) ** 2 / (part1**2 / (ones - 1) + part2**2 / (others - 1))
+            degrees = welch(part1, ones, part2, others)
             wanted = (aim / quantile(np.fmax(degrees, others - 1), min(SHAPES, spreads.shape[1]))) ** 2
             left = wanted - part1 + square2 / num_units
             others = np.clip(np.where(left > 0, np.ceil(square2 / left), num_units), second, num_units)

@@ -50,8 +50,8 @@ CURVATURE_EVERY: Mapping[Scale, int] = {"smoke": 20, "small": 4, "paper": 4}
 OTHERS_WATCH_EVERY = 5
 """The trainings with other seeds are watched at every fifth update of those epochs."""
 VALIDATE_EVERY = 10
-"""Epochs between two validations where no statement is about them: of gradient descent, where each would cost as much
-as a quarter of an update, and of those trainings with other seeds."""
+"""Epochs between two validations where no statement is about them: of gradient descent, where there would be one for
+each update, and of those trainings with other seeds."""
 
 CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
     "smoke": dict.fromkeys(
