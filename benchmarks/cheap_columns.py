@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import common
 import nets
 import sgdwalk
-from sgdwalk.kernels import NumbaKernel, NumpyKernel
+from sgdwalk.kernels import GradientSums, NumbaKernel, NumpyKernel, PositionSums
 
 HOOKS = "hooks alone"
 ONE_IN = 10
@@ -43,10 +43,14 @@ class NoKernel:
     def moved(self, *arguments: object) -> bool:
         return False
 
-    def gradient_sums(self, *arguments: object, **options: object) -> tuple[float, float, float]:
-        return 1.0, 1.0, 0.0
+    def gradient_sums(self, *arguments: object) -> GradientSums:
+        return GradientSums(1.0, 1.0, 0.0)
 
-    position_sums = gradient_sums
+    def position_sums(self, *arguments: object) -> PositionSums:
+        return PositionSums(1.0, 1.0, 0.0)
+
+    def update_sums(self, *arguments: object, advance: bool) -> tuple[GradientSums, PositionSums]:
+        return self.gradient_sums(), self.position_sums()
 
 
 KERNELS = {"numpy": NumpyKernel, "numba": NumbaKernel, "numba, and the gauge": NumbaKernel}

@@ -38,22 +38,40 @@ def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch
     kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
 
-    displacement = torch.full_like(kept, math.nan)
-    param, update, distance = kernel().position_sums(vector, kept, start, advance=False, displacement=displacement)
-    theta = twin(vector)
-    torch.testing.assert_close(displacement, theta.to(dtype) - kept, rtol=0, atol=0)
-    assert math.isclose(param, float(theta @ theta), rel_tol=tolerance)
-    assert math.isclose(update, float((theta - kept.double()).square().sum()), rel_tol=tolerance)
-    assert math.isclose(distance, float((theta - start.double()).square().sum()), rel_tol=tolerance)
+    before = twin(make_vector(dtype, 5)).to(dtype)
+    theta, gradient = twin(vector), torch.cat([g.double().reshape(-1) for g in gradients])
+    dot = float(gradient @ previous.double())
+    step, kept_before = kept.double() - before.double(), kept.clone()
 
-    gradient = torch.cat([g.double().reshape(-1) for g in gradients])
-    expected = float(gradient @ previous.double())
-    dot, square, slope = kernel().gradient_sums(vector, gradients, previous, displacement)
-    assert abs(dot - expected) <= tolerance * float(gradient.norm()) * 70
-    expected = float(gradient @ displacement.double())
-    assert abs(slope - expected) <= tolerance * float(gradient.norm() * displacement.double().norm())
-    assert math.isclose(square, float(gradient @ gradient), rel_tol=tolerance)
+    sums, there = kernel().update_sums(vector, gradients, previous, kept, start, before, advance=True)
+    assert abs(sums.dot - dot) <= tolerance * float(gradient.norm()) * 70
+    assert math.isclose(sums.square, float(gradient @ gradient), rel_tol=tolerance)
+    assert abs(sums.slope - float(gradient @ step)) <= tolerance * float(gradient.norm() * step.norm())
+    assert math.isclose(there.param, float(theta @ theta), rel_tol=tolerance)
+    assert math.isclose(there.update, float((theta - kept.double()).square().sum()), rel_tol=tolerance)
+    assert math.isclose(there.distance, float((theta - start.double()).square().sum()), rel_tol=tolerance)
     torch.testing.assert_close(previous, gradient.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(before, theta.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(kept, kept_before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sums_of_an_update_are_those_of_its_parts(kernel, dtype):
+    """Bit for bit: an update after one that was passed by repeats what a walk that looks at every one found."""
+    vector, gradients = make_vector(dtype), [p.detach() for p in make_vector(dtype, seed=1).parameters]
+    gradients[3] = None
+    kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
+    alone, theta = previous.clone(), vector.read()
+    of_gradients, there = kernel().gradient_sums(vector, gradients, alone), kernel().position_sums(vector, kept, start)
+    for advance in (False, True):
+        again = previous.clone()
+        sums, position = kernel().update_sums(vector, gradients, again, kept, start, advance=advance)
+        assert (sums.dot, sums.square) == (of_gradients.dot, of_gradients.square)
+        assert math.isnan(sums.slope)
+        assert position == there
+        assert torch.equal(again, alone)
+        assert torch.equal(kept, theta) == advance
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -77,20 +95,49 @@ def test_moved_sees_one_changed_bit_and_nothing_else(kernel, index):
     assert kernel().moved(vector, kept)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mark_is_another_one_wherever_a_parameter_is(dtype):
+    """One bit anywhere, values that change places within a block or with another one, signs in pairs."""
+    pytest.importorskip("numba")
+    kernel, vector = NumbaKernel(), make_vector(dtype)
+    point, flat = vector.read(), [parameter.detach().view(-1) for parameter in vector.parameters[:6]]
+    long = vector.parameters[7].detach()
+    mark = kernel.position_sums(vector, point, point).mark
+    assert not kernel.moved(vector, point, mark)
+
+    bits, width = (torch.int32, 32) if dtype == torch.float32 else (torch.int64, 64)
+    changes = [
+        (values.view(bits), [index], lambda old, bit=bit: old ^ torch.tensor(bit, dtype=bits))
+        for values in (*(each for each in flat if len(each)), long)
+        for index in {0, len(values) // 2, len(values) - 1}
+        for bit in (1, 1 << (width // 2), -(1 << (width - 1)))
+    ]
+    changes += [(long, places, lambda old: old.flip(0)) for places in ([0, 1], [3, 131], [5, 261], [256, 512])]
+    changes += [(long, places, lambda old: -old) for places in ([0, 1], [3, 131], [5, 261], list(range(2048)))]
+    assert len(changes) > 40
+    for values, places, change in changes:
+        old = values[places].clone()
+        values[places] = change(old)
+        assert kernel.moved(vector, point, mark) is True
+        values[places] = old
+        assert kernel.moved(vector, point, mark) is False
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nan_is_not_moved_by_itself_and_reaches_the_sums(kernel):
     vector = ParameterVector([nn.Parameter(torch.tensor([1.0, math.nan, 2.0]))])
     kept = vector.read()
     assert not kernel().moved(vector, kept)
-    assert all(math.isnan(value) for value in kernel().position_sums(vector, kept, torch.zeros(3), advance=False))
+    sums = kernel().position_sums(vector, kept, torch.zeros(3))
+    assert all(math.isnan(value) for value in (sums.param, sums.update, sums.distance))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_long_sums_keep_their_digits(kernel):
     """A running float32 sum of 4 million ones stops growing at 2^24; blocks do not."""
     vector = ParameterVector([nn.Parameter(torch.full((20_000_000,), 1.0))])
-    sums = kernel().position_sums(vector, vector.read(), torch.zeros(vector.size), advance=False)
-    assert sums == pytest.approx((2e7, 0.0, 2e7), rel=1e-6)
+    sums = kernel().position_sums(vector, vector.read(), torch.zeros(vector.size))
+    assert sums[:3] == pytest.approx((2e7, 0.0, 2e7), rel=1e-6)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -100,10 +147,7 @@ def test_sums_over_equal_values_keep_their_digits(kernel, value):
     vector = ParameterVector([nn.Parameter(torch.full((300_001,), value))])
     theta, kept, start = twin(vector), vector.read() * 0.9, vector.read() * 0.5
     expected = [float(v @ v) for v in (theta, (theta.float() - kept).double(), (theta.float() - start).double())]
-    for advance in (False, True):
-        sums = kernel().position_sums(vector, kept, start, advance=advance)
-        assert sums == pytest.approx(expected, rel=1e-6)
-    assert torch.equal(kept, vector.read())
+    assert kernel().position_sums(vector, kept, start)[:3] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -117,9 +161,9 @@ def test_products_outside_float32_are_summed_in_float64(kernel, scale):
     theta, kept, start = twin(vector), vector.read() * 0.5, vector.read() * -2.0
     differences = (theta - kept.double(), theta - start.double())
     assert (scale == 3e37) == (float(differences[1].abs().max()) > torch.finfo(torch.float32).max)
-    sums = kernel().position_sums(vector, kept, start, advance=False)
+    sums = kernel().position_sums(vector, kept, start)
     expected = [float(v @ v) for v in (theta, *differences)]
-    assert sums == pytest.approx(expected, rel=1e-6)
+    assert sums[:3] == pytest.approx(expected, rel=1e-6)
 
     previous = torch.cat([values.reshape(-1) for values in small])
     dot, square, _ = kernel().gradient_sums(vector, small, previous)
@@ -128,6 +172,12 @@ def test_products_outside_float32_are_summed_in_float64(kernel, scale):
     dot, square, _ = kernel().gradient_sums(vector, large, previous)
     assert abs(dot - float(gradient @ theta)) <= 1e-6 * float(gradient.norm() * theta.norm())
     assert square == pytest.approx(float(gradient @ gradient), rel=1e-6)
+
+    gradient = torch.cat([values.double().reshape(-1) for values in small])
+    step = differences[0] if scale < 1e30 else kept.double() - start.double()  # or θ_{t-1} is no number of float32
+    now, before = (theta.float(), kept) if scale < 1e30 else (kept, start)
+    sums, _ = kernel().update_sums(vector, small, previous, now, start, before.clone(), advance=False)
+    assert sums.slope == pytest.approx(float(gradient @ step), rel=1e-6)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -149,10 +199,9 @@ def test_each_sum_is_the_same_whatever_the_others_are(kernel):
     """After a resume θ equals the kept copy, before it did not: the distance must not differ in its last digit."""
     vector = make_vector(torch.float32)
     here, elsewhere, start = vector.read(), twin(make_vector(torch.float32, 2)).float(), torch.zeros(vector.size)
-    one = kernel().position_sums(vector, here, start, advance=False)
-    other = kernel().position_sums(vector, elsewhere, start, advance=True)
-    assert (one[0], one[1], one[2]) == (other[0], 0.0, other[2])
-    assert torch.equal(elsewhere, here)
+    one, other = (kernel().position_sums(vector, point, start) for point in (here, elsewhere))
+    assert other.update > 0
+    assert one == other._replace(update=0.0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

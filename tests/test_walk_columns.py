@@ -156,7 +156,7 @@ def test_an_update_that_is_not_looked_at_touches_no_vector(gauge, monkeypatch):
     with sgdwalk.watch(model, optimizer, None, None, when=None, columns=sgdwalk.every(6), gauge=gauge) as walk:
         calls: list[str] = []
         kernel = walk._trajectory.kernel
-        for name in ("moved", "gradient_sums", "position_sums"):
+        for name in ("moved", "gradient_sums", "position_sums", "update_sums"):
             method = getattr(kernel, name)
             monkeypatch.setattr(
                 kernel, name, lambda *a, _m=method, _n=name, **k: (calls.append(_n), _m(*a, **k))[1], raising=True
@@ -166,12 +166,11 @@ def test_an_update_that_is_not_looked_at_touches_no_vector(gauge, monkeypatch):
             calls.clear()
             train(model, optimizer, range(step, step + 1))
             touched.append(set(calls))
-    everything = {"moved", "gradient_sums", "position_sums"}
-    before = everything - {"moved"} if gauge else {"gradient_sums"}
+    whole, caught_up = {"moved", "update_sums"}, {"position_sums", "update_sums"}
     # Steps 0 and 6 are looked at, what the latter needs of 5 is kept; the others pass by.
-    assert touched[0] == everything
-    assert touched[5] == before
-    assert touched[6] == (everything if gauge else everything - {"moved"})
+    assert touched[0] == whole
+    assert touched[5] == (caught_up if gauge else {"gradient_sums"})
+    assert touched[6] == (whole if gauge else caught_up)
     assert [touched[step] for step in (1, 2, 3, 4, 7)] == [set()] * 5
 
 

@@ -1,4 +1,4 @@
-"""The compiled loops over parameters given by address, each cut into blocks; needs numba.
+"""The compiled loops over vectors given by address, each cut into blocks; needs numba.
 
 Sums may be reordered, but NaN and infinity keep their meaning. A block whose sums are too small or too large for
 float32 is summed once more in float64 while it is in the cache: ``zero`` tells the precision. Each sum is chosen on its
@@ -18,6 +18,10 @@ FUSED_BLOCK = 256
 SAFE_SUM = 1e-30
 """That of ``kernels``, written out: code that is kept knows of changes in this file only."""
 FASTMATH = {"reassoc", "contract", "nsz"}
+KEYS = np.random.default_rng(0).integers(1 << 32, size=2 * FUSED_BLOCK, dtype=np.uint32)
+"""Of the marks, for the 32-bit words of one block."""
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number: a mark times it is another one for every other mark."""
 
 
 def jit(function: Any) -> Any:
@@ -39,6 +43,11 @@ def pointer(typing, address, like):
 
 
 @jit
+def array(address, size, like):
+    return numba.carray(pointer(address, like), size)
+
+
+@jit
 def in_range(value):
     return FUSED_BLOCK * SAFE_SUM < abs(value) < np.inf
 
@@ -54,25 +63,51 @@ def copy(source, target):
         target[i] = source[i]
 
 
+# -------------------------------------------------------------------------------------------------- has θ been moved?
 @jit
 def block_differs(values, kept):
-    difference = values.dtype.type(0)
+    difference = np.uint32(0)
     for i in range(values.size):
         difference |= values[i] ^ kept[i]
     return difference != 0
 
 
 @jit
-def differs(addresses, bounds, kept):
+def differs(addresses, bounds, words, kept):
+    """Whether any bit of the parameters is another one than in the kept copy; ``words`` of 32 bits a coordinate."""
     for index in range(addresses.size):
-        values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
-        others = kept[bounds[index] : bounds[index + 1]]
-        for i in range(0, values.size, FUSED_BLOCK):
-            if block_differs(values[i : i + FUSED_BLOCK], others[i : i + FUSED_BLOCK]):
+        size = words * (bounds[index + 1] - bounds[index])
+        values, others = array(addresses[index], size, KEYS), array(kept + 4 * words * bounds[index], size, KEYS)
+        for i in range(0, size, KEYS.size):
+            if block_differs(values[i : i + KEYS.size], others[i : i + KEYS.size]):
                 return True
     return False
 
 
+@jit
+def joined(mark, block):
+    """The mark with one more block's (NH, a sum of products of keyed words: J. Black and others, UMAC, 1999)."""
+    total, half = np.uint64(0), block.size // 2
+    for i in range(half):
+        one, other = np.uint32(block[i] + KEYS[i]), np.uint32(block[i + half] + KEYS[i + half])
+        total += np.uint64(one) * np.uint64(other)
+    if block.size % 2:
+        total += np.uint64(block[block.size - 1])
+    return mark * MIX + total
+
+
+@jit
+def marks(addresses, bounds, words):
+    """The mark of the parameters: where any bit is another one, so is the mark, but for a chance of 2^-32."""
+    mark, length = np.uint64(0), words * FUSED_BLOCK
+    for index in range(addresses.size):
+        values = array(addresses[index], words * (bounds[index + 1] - bounds[index]), KEYS)
+        for i in range(0, values.size, length):
+            mark = joined(mark, values[i : i + length])
+    return mark
+
+
+# ----------------------------------------------------------------------------------------------------- an update's sums
 @jit
 def gradient_block(gradient, kept, zero):
     dot = square = zero
@@ -84,39 +119,11 @@ def gradient_block(gradient, kept, zero):
 
 
 @jit
-def slope_block(gradient, moved, zero):
+def slope_block(gradient, point, before, zero):
     slope = zero
     for i in range(gradient.size):
-        slope += (gradient[i] + zero) * moved[i]
+        slope += (gradient[i] + zero) * ((point[i] + zero) - before[i])
     return slope
-
-
-@jit
-def gradient_sums(addresses, bounds, kept, displacement):
-    dot = square = 0.0
-    slope = 0.0 if displacement.size else np.nan
-    for index in range(addresses.size):
-        previous = kept[bounds[index] : bounds[index + 1]]
-        if addresses[index] == 0:
-            previous[:] = 0
-            continue
-        gradient = numba.carray(pointer(addresses[index], kept), previous.size)
-        for i in range(0, gradient.size, FUSED_BLOCK):
-            new, old = gradient[i : i + FUSED_BLOCK], previous[i : i + FUSED_BLOCK]
-            if displacement.size:
-                moved = displacement[bounds[index] + i : bounds[index] + i + new.size]
-                narrow = slope_block(new, moved, kept.dtype.type(0))
-                slope += narrow if in_range(narrow) else slope_block(new, moved, 0.0)
-            sums = gradient_block(new, old, kept.dtype.type(0))
-            if in_range(sums[0]) and in_range(sums[1]):
-                dot += sums[0]
-                square += sums[1]
-            else:
-                wide = gradient_block(new, old, 0.0)
-                dot += chosen(sums[0], wide[0])
-                square += chosen(sums[1], wide[1])
-            copy(new, old)
-    return dot, square, slope
 
 
 @jit
@@ -133,35 +140,55 @@ def position_block(values, kept, start, zero):
 
 
 @jit
-def subtract(values, kept, moved):
-    for i in range(values.size):
-        moved[i] = values[i] - kept[i]
+def update_sums(places, bounds, words, like, take, look, advance):
+    """dot, square and slope of the gradients; param, update and distance of the parameters, and their mark.
 
-
-@jit
-def position_sums(addresses, bounds, kept, start, displacement, advance):
-    param = update = distance = 0.0
-    for index in range(addresses.size):
-        values = numba.carray(pointer(addresses[index], kept), bounds[index + 1] - bounds[index])
-        befores, origins = kept[bounds[index] : bounds[index + 1]], start[bounds[index] : bounds[index + 1]]
-        for i in range(0, values.size, FUSED_BLOCK):
-            new, old, origin = (
-                values[i : i + FUSED_BLOCK],
-                befores[i : i + FUSED_BLOCK],
-                origins[i : i + FUSED_BLOCK],
-            )
-            sums = position_block(new, old, origin, kept.dtype.type(0))
-            if in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2]):
-                param += sums[0]
-                update += sums[1]
-                distance += sums[2]
-            else:
-                wide = position_block(new, old, origin, 0.0)
-                param += chosen(sums[0], wide[0])
-                update += chosen(sums[1], wide[1])
-                distance += chosen(sums[2], wide[2])
-            if displacement.size:
-                subtract(new, old, displacement[bounds[index] + i : bounds[index] + i + new.size])
-            if advance:
+    ``places`` are the addresses of the gradients, 0 counts as zeros, of the parameters, and of the flat vectors
+    g_{t-1}, θ_t, θ_0 and θ_{t-1}, 0 where that is not kept. ``take`` sums over the gradients, which replace g_{t-1};
+    ``look`` over the parameters, which with ``advance`` replace the oldest point that is kept.
+    """
+    number = bounds.size - 1
+    previous, point, start, before = places[2 * number], places[-3], places[-2], places[-1]
+    dot = square = param = update = distance = 0.0
+    slope = 0.0 if before else np.nan
+    zero, mark = like.dtype.type(0), np.uint64(0)
+    for index in range(number):
+        size, shift = bounds[index + 1] - bounds[index], 4 * words * bounds[index]
+        olds, points = array(previous + shift, size, like), array(point + shift, size, like)
+        starts, befores = array(start + shift, size, like), array(before + shift, size, like)
+        news, values = array(places[index], size, like), array(places[number + index], size, like)
+        bits = array(places[number + index], words * size, KEYS)
+        if take and not places[index]:
+            olds[:] = 0
+        for i in range(0, size, FUSED_BLOCK):
+            to = min(i + FUSED_BLOCK, size)
+            if take and places[index]:
+                new, old = news[i:to], olds[i:to]
+                if before:
+                    narrow = slope_block(new, points[i:to], befores[i:to], zero)
+                    slope += narrow if in_range(narrow) else slope_block(new, points[i:to], befores[i:to], 0.0)
+                one = gradient_block(new, old, zero)
+                if in_range(one[0]) and in_range(one[1]):
+                    dot += one[0]
+                    square += one[1]
+                else:
+                    wide = gradient_block(new, old, 0.0)
+                    dot += chosen(one[0], wide[0])
+                    square += chosen(one[1], wide[1])
                 copy(new, old)
-    return param, update, distance
+            if look:
+                value, here, origin = values[i:to], points[i:to], starts[i:to]
+                sums = position_block(value, here, origin, zero)
+                if in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2]):
+                    param += sums[0]
+                    update += sums[1]
+                    distance += sums[2]
+                else:
+                    widest = position_block(value, here, origin, 0.0)
+                    param += chosen(sums[0], widest[0])
+                    update += chosen(sums[1], widest[1])
+                    distance += chosen(sums[2], widest[2])
+                if advance:
+                    copy(value, befores[i:to] if before else here)
+                mark = joined(mark, bits[words * i : words * to])
+    return dot, square, slope, param, update, distance, mark

@@ -12,7 +12,7 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,40 +30,63 @@ SAFE_SUM = 1e-30
 """A sum above this per coordinate has lost nothing that matters in products too small for float32 (below 1e-38)."""
 
 
+class GradientSums(NamedTuple):
+    """Over the coordinates of a gradient g_t."""
+
+    dot: float
+    """g_t·g_{t-1}."""
+    square: float
+    """‖g_t‖²."""
+    slope: float = math.nan
+    """(θ_t - θ_{t-1})·g_t; NaN where θ_{t-1} is not kept."""
+
+
+class PositionSums(NamedTuple):
+    """Over the coordinates of the parameters θ."""
+
+    param: float
+    """‖θ‖²."""
+    update: float
+    """‖θ - θ_t‖²."""
+    distance: float
+    """‖θ - θ_0‖²."""
+    mark: int | None = None
+    """A number that is another one where θ is, but for one chance in 2^32; None from kernels that make none."""
+
+
 class Kernel(Protocol):
-    """The reductions of an update. ``kept`` and ``start`` are flat vectors of d coordinates."""
+    """The reductions of an update. What is kept are flat vectors of d coordinates."""
 
     name: str
 
-    def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
-        """Whether θ differs from the kept copy in any bit."""
+    def moved(self, vector: ParameterVector, point: Tensor, mark: int | None = None) -> bool:
+        """Whether θ differs in any bit from the kept ``point``, whose mark may be known."""
         ...
 
     def gradient_sums(
+        self, vector: ParameterVector, gradients: Sequence[Tensor | None], previous: Tensor
+    ) -> GradientSums:
+        """Those of g_t where ``previous`` holds g_{t-1}; afterwards it holds g_t. None counts as zeros."""
+        ...
+
+    def position_sums(self, vector: ParameterVector, point: Tensor, start: Tensor) -> PositionSums:
+        """Those of θ where ``point`` is θ_t and ``start`` θ_0."""
+        ...
+
+    def update_sums(
         self,
         vector: ParameterVector,
         gradients: Sequence[Tensor | None],
-        kept: Tensor,
-        displacement: Tensor | None = None,
-    ) -> tuple[float, float, float]:
-        """g_t·g_{t-1}, ‖g_t‖² and d_{t-1}·g_t where ``kept`` holds g_{t-1}; afterwards it holds g_t.
-
-        None among the gradients counts as zeros; without ``displacement`` the last is NaN.
-        """
-        ...
-
-    def position_sums(
-        self,
-        vector: ParameterVector,
-        kept: Tensor,
+        previous: Tensor,
+        point: Tensor,
         start: Tensor,
+        before: Tensor | None = None,
         *,
         advance: bool,
-        displacement: Tensor | None = None,
-    ) -> tuple[float, float, float]:
-        """‖θ‖², ‖θ - kept‖² and ‖θ - start‖²; with ``advance`` θ replaces the kept copy in the same pass.
+    ) -> tuple[GradientSums, PositionSums]:
+        """Both after an update, from one read of each vector; ``before`` is θ_{t-1}, for the slope.
 
-        ``displacement`` takes θ - kept.
+        With ``advance`` θ_{t+1} replaces the oldest point that is kept, ``before`` if given, else ``point``.
         """
         ...
 
@@ -97,53 +120,71 @@ class ChunkedKernel(ABC):
         self._vector: ParameterVector | None = None
 
     @torch.no_grad()
-    def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
-        others = self._flat(kept)
+    def moved(self, vector: ParameterVector, point: Tensor, mark: int | None = None) -> bool:
+        others = self._flat(point)
         return any(self._differ(chunk, others[span]) for span, chunk in self._chunks(vector, vector.parameters))
 
-    @torch.no_grad()
-    @np.errstate(all="ignore")
     def gradient_sums(
+        self, vector: ParameterVector, gradients: Sequence[Tensor | None], previous: Tensor
+    ) -> GradientSums:
+        return self._of_gradients(vector, gradients, previous)
+
+    def position_sums(self, vector: ParameterVector, point: Tensor, start: Tensor) -> PositionSums:
+        return self._of_position(vector, point, start)
+
+    def update_sums(
         self,
         vector: ParameterVector,
         gradients: Sequence[Tensor | None],
-        kept: Tensor,
-        displacement: Tensor | None = None,
-    ) -> tuple[float, float, float]:
-        dot = square = 0.0
-        slope = math.nan if displacement is None else 0.0
-        previous, moved = self._flat(kept), None if displacement is None else self._flat(displacement)
-        for span, chunk in self._chunks(vector, gradients):
-            old = previous[span]
-            dot += self._dot(chunk, old)
-            square += self._dot(chunk, chunk)
-            if moved is not None:
-                slope += self._dot(chunk, moved[span])
-            old[:] = chunk
-        return dot, square, slope
+        previous: Tensor,
+        point: Tensor,
+        start: Tensor,
+        before: Tensor | None = None,
+        *,
+        advance: bool,
+    ) -> tuple[GradientSums, PositionSums]:
+        step = None if before is None else (point, before)
+        into = None if not advance else point if before is None else before
+        return self._of_gradients(vector, gradients, previous, step), self._of_position(vector, point, start, into)
 
     @torch.no_grad()
     @np.errstate(all="ignore")
-    def position_sums(
+    def _of_gradients(
         self,
         vector: ParameterVector,
-        kept: Tensor,
-        start: Tensor,
-        *,
-        advance: bool,
-        displacement: Tensor | None = None,
-    ) -> tuple[float, float, float]:
+        gradients: Sequence[Tensor | None],
+        previous: Tensor,
+        step: tuple[Tensor, Tensor] | None = None,
+    ) -> GradientSums:
+        """``step``: θ_t and θ_{t-1}."""
+        dot = square = 0.0
+        slope = math.nan if step is None else 0.0
+        olds, ends = self._flat(previous), None if step is None else [self._flat(end) for end in step]
+        for span, chunk in self._chunks(vector, gradients):
+            old = olds[span]
+            dot += self._dot(chunk, old)
+            square += self._dot(chunk, chunk)
+            if ends is not None:
+                slope += self._slope(chunk, *(end[span] for end in ends))
+            old[:] = chunk
+        return GradientSums(dot, square, slope)
+
+    @torch.no_grad()
+    @np.errstate(all="ignore")
+    def _of_position(
+        self, vector: ParameterVector, point: Tensor, start: Tensor, into: Tensor | None = None
+    ) -> PositionSums:
+        """``into`` takes θ; it may be ``point`` itself."""
         param = update = distance = 0.0
-        before, origin = self._flat(kept), self._flat(start)
-        moved = None if displacement is None else self._flat(displacement)
+        here, origin, taken = self._flat(point), self._flat(start), None if into is None else self._flat(into)
         for span, chunk in self._chunks(vector, vector.parameters):
-            old, difference = before[span], self._difference[: len(chunk)]
+            difference = self._difference[: len(chunk)]
             param += self._dot(chunk, chunk)
-            update += self._square(chunk, old, out=difference if moved is None else moved[span])
+            update += self._square(chunk, here[span], out=difference)
             distance += self._square(chunk, origin[span], out=difference)
-            if advance:
-                old[:] = chunk
-        return param, update, distance
+            if taken is not None:
+                taken[span] = chunk
+        return PositionSums(param, update, distance)
 
     def _chunks(self, vector: ParameterVector, pieces: Sequence[Tensor | None]) -> Iterator[tuple[slice, Any]]:
         """Runs of at most ``chunk`` coordinates: (span in the flat vector, values). None counts as zeros.
@@ -177,6 +218,15 @@ class ChunkedKernel(ABC):
             return total
         difference = self._wide(values) - self._wide(others)  # that of large numbers may be none of float32's
         return float(difference @ difference)
+
+    def _slope(self, values: Any, here: Any, before: Any) -> float:
+        """Σ x (y - z), so too."""
+        difference = self._difference[: len(values)]
+        self._subtract(here, before, out=difference)
+        total = self._narrow_dot(values, difference)
+        if self._in_range(total, values):
+            return total
+        return float(self._wide(values) @ (self._wide(here) - self._wide(before)))
 
     @staticmethod
     def _in_range(total: float, values: Any) -> bool:
@@ -286,45 +336,59 @@ def _runs(offsets: Sequence[int], chunk: int) -> list[tuple[slice, int, int, sli
 
 
 class NumbaKernel:
-    """One fused loop over all parameters; on a CPU it costs little more than reading the vectors once."""
+    """One fused loop over all vectors; on a CPU it costs little more than reading them once."""
 
     name = "numba"
 
     def __init__(self) -> None:
         loops: Any = importlib.import_module("sgdwalk.fused_loops")  # compiled at its first import, and kept on disk
-        self._differs, self._gradient, self._position = loops.differs, loops.gradient_sums, loops.position_sums
+        self._differs, self._marks, self._sums = loops.differs, loops.marks, loops.update_sums
 
-    def moved(self, vector: ParameterVector, kept: Tensor) -> bool:
-        dense = _dense(vector.parameters)
-        bits = np.int32 if vector.dtype == torch.float32 else np.int64
-        return self._differs(_addresses(dense), vector.bounds, kept.numpy().view(bits))
+    def moved(self, vector: ParameterVector, point: Tensor, mark: int | None = None) -> bool:
+        held = _in_order(vector.parameters)
+        places, words = np.array(_addresses(held)), vector.dtype.itemsize // 4
+        if mark is not None:  # θ alone is read
+            return self._marks(places, vector.bounds, words) != mark
+        return self._differs(places, vector.bounds, words, point.data_ptr())
 
     def gradient_sums(
+        self, vector: ParameterVector, gradients: Sequence[Tensor | None], previous: Tensor
+    ) -> GradientSums:
+        return self._both(vector, gradients, vector.parameters, [previous, None, None, None], (True, False, False))[0]
+
+    def position_sums(self, vector: ParameterVector, point: Tensor, start: Tensor) -> PositionSums:
+        nothing = [None] * len(vector.parameters)
+        return self._both(vector, nothing, vector.parameters, [None, point, start, None], (False, True, False))[1]
+
+    def update_sums(
         self,
         vector: ParameterVector,
         gradients: Sequence[Tensor | None],
-        kept: Tensor,
-        displacement: Tensor | None = None,
-    ) -> tuple[float, float, float]:
-        dense = _dense(gradients)
-        moved = kept[:0] if displacement is None else displacement
-        return self._gradient(_addresses(dense), vector.bounds, kept.numpy(), moved.numpy())
-
-    def position_sums(
-        self,
-        vector: ParameterVector,
-        kept: Tensor,
+        previous: Tensor,
+        point: Tensor,
         start: Tensor,
+        before: Tensor | None = None,
         *,
         advance: bool,
-        displacement: Tensor | None = None,
-    ) -> tuple[float, float, float]:
-        dense = _dense(vector.parameters)
-        moved = kept[:0] if displacement is None else displacement
-        return self._position(_addresses(dense), vector.bounds, kept.numpy(), start.numpy(), moved.numpy(), advance)
+    ) -> tuple[GradientSums, PositionSums]:
+        return self._both(vector, gradients, vector.parameters, [previous, point, start, before], (True, True, advance))
+
+    def _both(
+        self,
+        vector: ParameterVector,
+        gradients: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor | None],
+        do: tuple[bool, bool, bool],
+    ) -> tuple[GradientSums, PositionSums]:
+        """``kept``: g_{t-1}, θ_t, θ_0 and θ_{t-1}; ``do``: sum over gradients, over parameters, keep θ."""
+        held = [*_in_order(gradients), *_in_order(parameters), *kept]
+        words, like = (1, FLOAT32) if vector.dtype == torch.float32 else (2, FLOAT64)
+        sums = self._sums(np.array(_addresses(held)), vector.bounds, words, like, *do)
+        return GradientSums(*sums[:3]), PositionSums(*sums[3:])
 
 
-def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _in_order(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The tensors, or copies where their coordinates do not lie in order; to be held while their addresses are used."""
     return [
         tensor
@@ -334,6 +398,9 @@ def _dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> np.ndarray:
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
     """Where each tensor's first coordinate lies; 0 for None."""
-    return np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+FLOAT32, FLOAT64 = np.empty(0, np.float32), np.empty(0, np.float64)

@@ -84,14 +84,15 @@ class ParameterVector:
             for start, parameter in zip(self.offsets[:-1], self.parameters, strict=True)
         ]
 
-    def gradient(self, parameter: torch.nn.Parameter) -> Tensor | None:
-        """A parameter's ``.grad``, dense and of the vector's dtype; None where there is none, which counts as zeros."""
-        gradient = parameter.grad
-        if gradient is None:
-            return None
-        if gradient.dtype == self.dtype and gradient.layout == torch.strided and not gradient.requires_grad:
-            return gradient  # as almost always: three calls less a parameter
-        return _dense(gradient.detach()).to(self.dtype)
+
+def dense_gradient(parameter: torch.nn.Parameter, dtype: torch.dtype) -> Tensor | None:
+    """A parameter's ``.grad``, dense and of a dtype; None where there is none, which counts as zeros."""
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    if gradient.dtype is dtype and gradient.layout is torch.strided and not gradient.requires_grad:
+        return gradient  # as almost always: three calls less a parameter
+    return _dense(gradient.detach()).to(dtype)
 
 
 _PIECE = 1 << 18

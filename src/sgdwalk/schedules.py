@@ -6,7 +6,7 @@ that whether g_{t-1} will be needed: so each is asked one update ahead, once, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 from sgdwalk.when import StepPredicate, When, describe, every
 
@@ -38,6 +38,8 @@ class Schedules:
         self._columns = columns
         self._switched_off = switched_off
         self._answers: dict[int, Answer] = {}
+        self._live: list[tuple[str, StepPredicate]] = []
+        self._num_off = -1
 
     def at(self, step: int, failed: Callable[[str, Exception], None]) -> set[str]:
         """``columns``, ``segment`` and names of measures: what is to be kept of the update that is made now.
@@ -72,7 +74,7 @@ class Schedules:
 
     def _ask(self, step: int) -> Answer:
         due, errors = set(), {}
-        for name, schedule in self._live():
+        for name, schedule in self._asked():
             try:
                 if schedule(step):
                     due.add(name)
@@ -87,7 +89,7 @@ class Schedules:
 
     def forget(self) -> None:
         """What was asked so far counts no more: the walk goes on from another update."""
-        self._answers = {}
+        self._answers, self._num_off = {}, -1
 
     def never_fired(self) -> list[str]:
         """What was asked for and was due at no update, in words."""
@@ -99,7 +101,14 @@ class Schedules:
             if schedule is not None and name not in self.fired | self._switched_off
         ]
 
-    def _live(self) -> Iterator[tuple[str, StepPredicate]]:
-        for name, schedule in {COLUMNS: self._columns, **self.named}.items():
-            if schedule is not None and name not in self._switched_off:
-                yield name, schedule
+    def _asked(self) -> list[tuple[str, StepPredicate]]:
+        """The schedules that are not switched off; listed anew only where one was, or another was taken."""
+        if len(self._switched_off) != self._num_off:
+            named = {COLUMNS: self._columns, **self.named}
+            self._live = [
+                (name, schedule)
+                for name, schedule in named.items()
+                if schedule is not None and name not in self._switched_off
+            ]
+            self._num_off = len(self._switched_off)
+        return self._live

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sgdwalk.errors import InputError
 from sgdwalk.kernels import choose_kernel
-from sgdwalk.params import ParameterVector, tensor_bytes
+from sgdwalk.params import ParameterVector, dense_gradient, tensor_bytes
 from sgdwalk.records import NAN
 
 
@@ -25,7 +25,7 @@ class Trajectory:
 
     Args:
         parameters: what the optimizers move; where they stand now is θ_0.
-        gauge: keep d_t = θ_{t+1} - θ_t too, a vector more, for the slope d_{t-1}·g_t.
+        gauge: keep θ_{t-1} too, a vector more, for the slope (θ_t - θ_{t-1})·g_t.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, gauge: bool = False):
@@ -37,18 +37,20 @@ class Trajectory:
         self.start = self.point.clone()
         self.gradient: Tensor | None = None
         """g_{t-1}; None before the first update.  # (d,)"""
-        self.displacement = self.vector.zeros() if gauge else None
-        """d_{t-1}, the last update as it happened; None where it is not kept.  # (d,)"""
+        self.before = self.point.clone() if gauge else None
+        """θ_{t-1}, where the last update began; None where it is not kept.  # (d,)"""
         self._no_cosine, self._no_slope = "no gradient before the first", "no update before the first"
         self.is_current = True
         """Whether ``point`` is where the last update ended."""
+        self._mark: int | None = None
+        """Of ``point``, where it is known: then θ alone is read to see that it was not moved."""
         self._gradient_square = NAN
         self._final: list[Tensor | None] = [None] * len(self.vector.parameters)
         self._refresh()
 
     def _refresh(self) -> None:
-        sums = self.kernel.position_sums(self.vector, self.start, self.start, advance=False)
-        self._param_square, _, self._distance_square = sums
+        sums = self.kernel.position_sums(self.vector, self.start, self.start)
+        self._param_square, self._distance_square, self._mark = sums.param, sums.distance, sums.mark
 
     def depart(self, parameters: Iterable[nn.Parameter], *, look: bool = True) -> tuple[bool, int]:
         """Before an update: take note of θ_t, unless it will be passed by. Returns whether θ is known to have moved
@@ -72,7 +74,7 @@ class Trajectory:
         return self._differs()
 
     def _differs(self) -> bool:
-        return self.is_current and self.kernel.moved(self.vector, self.point)
+        return self.is_current and self.kernel.moved(self.vector, self.point, self._mark)
 
     def catch_up(self) -> None:
         """Take note of where the parameters stand now."""
@@ -82,10 +84,11 @@ class Trajectory:
 
     def gradients_final(self, parameters: Iterable[nn.Parameter], *, keep: bool) -> None:
         """Take some parameters' gradients as the optimizer received them; ``keep`` copies those that may change."""
+        indices, dtype = self.vector.index, self.vector.dtype
         for parameter in parameters:
-            index = self.vector.index.get(id(parameter))
+            index = indices.get(id(parameter))
             if index is not None:
-                gradient = self.vector.gradient(parameter)
+                gradient = dense_gradient(parameter, dtype)
                 self._final[index] = gradient.clone() if keep and gradient is not None else gradient
 
     def measure(self, *, advance: bool) -> tuple[dict[str, float], dict[str, str]]:
@@ -97,56 +100,68 @@ class Trajectory:
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         previous_square, no_cosine = self._gradient_square, self._no_cosine
-        dot, square, slope = self._take_gradient()
-        if self.displacement is not None:
-            known = math.isfinite(slope) and not self._no_slope
-            values["gauge"] = slope if known else NAN
+        gradient, position = self.kernel.update_sums(
+            self.vector, self._final, self._previous(), self.point, self.start, self.before, advance=advance
+        )
+        if self.before is not None:
+            known = math.isfinite(gradient.slope) and not self._no_slope
+            values["gauge"] = gradient.slope if known else NAN
             if not known:
                 reasons["gauge"] = self._no_slope or "a gradient or an update is not finite"
             self._no_slope = ""
-        values["cosine"], why = (NAN, no_cosine) if no_cosine else _cosine(dot, previous_square, square)
+        if no_cosine:
+            values["cosine"], why = NAN, no_cosine
+        else:
+            values["cosine"], why = _cosine(gradient.dot, previous_square, gradient.square)
         if why:
             reasons["cosine"] = why
-        param_square, update_square, distance_square = self.kernel.position_sums(
-            self.vector, self.point, self.start, advance=advance, displacement=self.displacement
-        )
         squares = {
-            "grad_norm": square,
+            "grad_norm": gradient.square,
             "param_norm": self._param_square,
             "distance": self._distance_square,
-            "update_norm": update_square,
-            "next_distance": distance_square,
+            "update_norm": position.update,
+            "next_distance": position.distance,
         }
         for name, value in squares.items():
             values[name] = math.sqrt(value) if math.isfinite(value) else NAN
             if not math.isfinite(value):
                 reasons[name] = "not finite"
         self._final = [None] * len(self.vector.parameters)
-        self._param_square, self._distance_square = param_square, distance_square
+        self._gradient_square, self._no_cosine = gradient.square, ""
+        self._param_square, self._distance_square = position.param, position.distance
+        if advance:
+            self._mark = position.mark
+            self._turn()
         return values, reasons
 
     def pass_by(self, *, keep_gradient: bool) -> None:
         """After an update without a look at it; ``keep_gradient`` is for the cosine of the next."""
         if keep_gradient:
             self.vector.check_layout()
-            self._take_gradient()
+            sums = self.kernel.gradient_sums(self.vector, self._final, self._previous())
+            self._gradient_square, self._no_cosine = sums.square, ""
         else:
             self._no_cosine = "the gradient before was not kept"
         self._no_slope = "the update before was not looked at"
         self._final = [None] * len(self.vector.parameters)
         self.is_current = False
 
-    def _take_gradient(self) -> tuple[float, float, float]:
-        """g_t·g_{t-1}, ‖g_t‖² and d_{t-1}·g_t; g_t is the kept gradient from now on."""
+    def _previous(self) -> Tensor:
+        """g_{t-1}, to be replaced by g_t."""
         if self.gradient is None:
             self.gradient = self.vector.zeros()
-        sums = self.kernel.gradient_sums(self.vector, self._final, self.gradient, self.displacement)
-        self._gradient_square, self._no_cosine = sums[1], ""
-        return sums
+        return self.gradient
 
     def arrive(self) -> None:
         """Nothing is left to be measured between θ_t and θ_{t+1}: the latter becomes the kept point."""
-        self.vector.read_into(self.point)
+        self.vector.read_into(self.point if self.before is None else self.before)
+        self._mark = None
+        self._turn()
+
+    def _turn(self) -> None:
+        """θ_{t+1} stands where the oldest point stood; where that is another, the two change their names."""
+        if self.before is not None:
+            self.point, self.before = self.before, self.point
 
     def digest(self) -> str | None:
         """Digest of where the last update ended, to tell after a resume whether training stands there.
@@ -170,7 +185,7 @@ class Trajectory:
             "start": self.start.clone(),
             "gradient": None if self.gradient is None else self.gradient.clone(),
             "gradient_square": self._gradient_square,
-            "displacement": None if self.displacement is None else self.displacement.clone(),
+            "before": None if self.before is None else self.before.clone(),
             "no_cosine": self._no_cosine,
             "no_slope": self._no_slope,
             "is_current": self.is_current,
@@ -181,11 +196,11 @@ class Trajectory:
         self.start.copy_(state["start"])
         self.gradient = None if state["gradient"] is None else state["gradient"].to(self.start, copy=True)
         self._gradient_square, self._no_cosine = state["gradient_square"], state["no_cosine"]
-        if self.displacement is not None:
-            if state["displacement"] is None:
+        if self.before is not None:
+            if state["before"] is None:
                 self._no_slope = "the walk went on from a state without the update before"
             else:
-                self.displacement.copy_(state["displacement"])
+                self.before.copy_(state["before"])
                 self._no_slope = state["no_slope"]
         self.catch_up()
         self.is_current = state["is_current"]
@@ -199,12 +214,12 @@ class Trajectory:
         added = ParameterVector(new)
         self.vector = ParameterVector([*self.vector.parameters, *new])
         here = added.read()
-        self.point = torch.cat([self.point, here])
+        self.point, self._mark = torch.cat([self.point, here]), None
         self.start = torch.cat([self.start, here])
         if self.gradient is not None:
             self.gradient = torch.cat([self.gradient, added.zeros()])
-        if self.displacement is not None:
-            self.displacement = torch.cat([self.displacement, added.zeros()])
+        if self.before is not None:
+            self.before = torch.cat([self.before, here])
         return len(new)
 
 

@@ -341,7 +341,8 @@ class Walk:
                 "the first update: load the state that was saved with the model's."
             )
         self._departed = True
-        self._finish_row()
+        if self._unfinished is not None:
+            self._finish_row()
         self._depart()
 
     @_guarded
@@ -353,7 +354,7 @@ class Walk:
             due = bool(self._schedules.at(self._step, self._disable))
             follows = self._schedules.anything_at(self._step + 1)
             self._keeps_gradient = due or follows
-            self._looks = due or (follows and self._trajectory.displacement is not None)
+            self._looks = due or (follows and self._trajectory.before is not None)
         look = self._looks or self._resumed_point is not None
         if self._measuring is not None and not self._trajectory.is_current:
             self._measuring.forget_elsewhere()
