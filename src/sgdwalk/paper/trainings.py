@@ -43,7 +43,7 @@ TABLE_EPOCHS: Mapping[Architecture, tuple[int, ...]] = {
 """The epochs of Tables 1 and 2; Figures 14 to 16 and 11 to 13 show the starts of epochs 2, 25 and 100."""
 WHOLE_NETWORK_SGD_IMAGES = 4_000
 """Enough for 40 fresh mini-batches of 100."""
-WHOLE_NETWORK_GD_IMAGES: Mapping[Literal["mean", "sum"], tuple[int, ...]] = {"mean": (300, 600), "sum": (300,)}
+WHOLE_NETWORK_GD_IMAGES: Mapping[Literal["mean", "sum"], tuple[int, ...]] = {"mean": (200, 400), "sum": (200,)}
 """What gradient descent on two cores can pass over 40 times; two numbers show whither more examples would lead."""
 CURVATURE_EVERY: Mapping[Scale, int] = {"smoke": 20, "small": 4, "paper": 4}
 """Along the walks of Figures 1 and 2 the spectral norm is measured at every so many updates."""
@@ -68,7 +68,7 @@ CUTS: Mapping[Scale, Mapping[Architecture, str]] = {
         "augmentation and the number of epochs are the paper's. "
         "Distances, norms and counts of barriers in an epoch of 450 updates cannot be compared with the paper's. For "
         "the distances of Figures 1 and 2 the whole network walks 40 updates besides, not watched: SGD through the "
-        "first 4,000 images in mini-batches of 100, GD over the first 300 and, on the mean gradient, the first 600.",
+        "first 4,000 images in mini-batches of 100, GD over the first 200 and, on the mean gradient, the first 400.",
         "resnet56": "Real CIFAR-10, shrunk to 16×16 pixels, and a pre-activation ResNet of the same kind, but two "
         "blocks a stage instead of nine (ResNet-14) and half the channels; the first 1,200 of the 45,000 training "
         "images in mini-batches of 30 instead of 100, so that an epoch has 40 updates instead of 450, and 100 epochs "
