@@ -82,7 +82,7 @@ def no_wider_intervals() -> Any:
 
 
 def all_points_alike() -> Any:
-    return mock.patch.object(looks, "allowed", lambda losses, tolerated: np.full_like(losses, tolerated))
+    return mock.patch.object(looks.Wanted, "allowed", lambda wanted, x: np.full(len(x), wanted.tolerated(x)))
 
 
 def all_points_to_the_end() -> Any:
@@ -95,6 +95,7 @@ def one_look() -> Iterator[None]:
         yield
 
 
+CURVE = 'every loss as well as the height: certify="curve"'
 VARIANTS: dict[str, Callable[[], Any]] = {
     "all ideas": contextlib.nullcontext,
     "without units taken for their signs": no_certain_units,
@@ -108,6 +109,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "the second and the exact look at every point": all_points_to_the_end,
     "with one look before the exact one": one_look,
     "one level: true - chord": contextlib.nullcontext,
+    CURVE: contextlib.nullcontext,
 }
 
 
@@ -129,7 +131,8 @@ def measure(case: Any, variant: str, options: Any) -> tuple[float, float, float]
         case = one_level(case)
     case.num_evaluated = 0
     with VARIANTS[variant]():
-        misses, ended = stored_units.sampled(case, samplings=options.samplings, tolerance=options.tolerance)
+        wanted = {"samplings": options.samplings, "tolerance": options.tolerance, "curve": variant == CURVE}
+        misses, ended = stored_units.sampled(case, **wanted)
     exact = ended[3] / options.samplings
     sampled = case.num_evaluated / options.samplings / len(case.signs)
     return 1 + sampled, exact, misses / options.samplings

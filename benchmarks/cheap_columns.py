@@ -8,10 +8,10 @@ at random. Random inputs of MNIST's shape serve where no data are named: no numb
 
 ``hooks alone``: a walk whose columns are made up, without a look at any vector. ``memory floor``: a bare training
 whose updates come with what the columns cannot do without, compiled to one pass each and with no walk around it: θ_t
-is compared with its copy before the update (2 vectors are read), g_t is multiplied by and kept in place of g_{t-1} (2
-read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1 written). ``least traffic``: the same for a
-tool that trusts the loop: θ_t is as the last update left it, and nothing writes to g_{t-1}, which is kept without a
-copy (5 read, 1 written).
+is read before the update, to see that it is as the last one left it (1 vector is read), g_t is multiplied by and kept
+in place of g_{t-1} (2 read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1 written). ``least
+traffic``: the same for a tool that trusts the loop: θ_t is as the last update left it, and nothing writes to g_{t-1},
+which is kept without a copy (5 read, 1 written).
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class Training:
 
 # The least arithmetic that reads what must be read, in float32 and in any order.
 @numba.njit(fastmath=True)
-def differing_bits(one, other):
+def sum_of_bits(vector):
     bits = np.int32(0)
-    for i in range(len(one)):
-        bits = np.int32(bits | (one[i] ^ other[i]))  # or numba widens every one of them
+    for i in range(len(vector)):
+        bits = np.int32(bits + vector[i])  # or numba widens every one of them
     return bits
 
 
@@ -147,8 +147,8 @@ class Traffic:
                 dot(gradient, previous)
             self.previous = gradients
             return
-        for theta, kept in zip(self.thetas(), self.kept, strict=True):
-            differing_bits(theta.view(np.int32), kept.view(np.int32))
+        for theta in self.thetas():
+            sum_of_bits(theta.view(np.int32))
         for gradient, previous in zip(gradients, self.previous, strict=True):
             dot_and_keep(gradient, previous)
 

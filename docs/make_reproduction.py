@@ -23,6 +23,7 @@ from sgdwalk.paper.overview import VERDICTS, count, statements, summary
 from sgdwalk.paper.registry import IDS, TITLES
 from sgdwalk.paper.run import as_cells
 from sgdwalk.paper.tables import PAPER_DISTANCE
+from sgdwalk.paper.trainings import WHOLE_NETWORK_GD_IMAGES
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
@@ -246,17 +247,18 @@ def gd_reading(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield "The distance of gradient descent depends on the width of the network and on the examples: the paper's setting has"
     yield "all channels and 45,000 images (`--scale paper`)."
+    least, most = WHOLE_NETWORK_GD_IMAGES["mean"]
     summed, few, many = (
         walks[f"GD, {reading}, whole network, {images} images"].distance
         for reading, images in (
-            ("sum of nine mean gradients", "300"),
-            ("mean gradient", "300"),
-            ("mean gradient", "600"),
+            ("sum of nine mean gradients", least),
+            ("mean gradient", least),
+            ("mean gradient", most),
         )
     )
     nearer = "nearer to it" if abs(many - paper) < abs(few - paper) else "no nearer to it"
-    yield f"With all channels and 300 images the mean gradient comes {few / paper:.1f} times as far as the paper, the sum of nine"
-    yield f"{summed / paper:.1f} times; with 600 images the mean gradient comes {many / paper:.1f} times as far, {nearer}."
+    yield f"With all channels and {least} images the mean gradient comes {few / paper:.1f} times as far as the paper, the sum of nine"
+    yield f"{summed / paper:.1f} times; with {most} images the mean gradient comes {many / paper:.1f} times as far, {nearer}."
     found = [
         f"{row.walk}: {row.distance:.3g} ({row.lowest:.3g} to {row.highest:.3g})"
         for row in rows(results, "fig2", "distance")

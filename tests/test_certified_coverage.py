@@ -38,6 +38,7 @@ class Stored:
     is_first: bool = False
     """Whether no step like this one came before it, by which to plan."""
     num_evaluated: int = 0
+    widest: float = 0.0
 
     @property
     def losses(self):
@@ -132,7 +133,7 @@ MADE = (
 )
 
 
-def certified(case, sizes, seed, tolerance):
+def certified(case, sizes, seed, tolerance, curve=False):
     return looks.certify(
         case,
         case.chord,
@@ -140,27 +141,33 @@ def certified(case, sizes, seed, tolerance):
         sizes,
         tolerance=tolerance,
         loss_noise=NOISE,
+        curve=curve,
         random=np.random.default_rng(seed),
     )
 
 
-def planned(case, tolerance):
+def planned(case, tolerance, curve=False):
     """The sizes of the first look after steps like this one."""
     spreads, num_units, num_points = [], len(case.signs), len(case.chord) - 1
     for step in range(0 if case.is_first else REMEMBERED):
-        outcome = certified(case, sample_sizes.plan(spreads, num_units, num_points), SAMPLINGS + step, tolerance)
+        sizes = sample_sizes.plan(spreads, num_units, num_points)
+        outcome = certified(case, sizes, SAMPLINGS + step, tolerance, curve)
         if outcome is not None:
             spreads.append(outcome.spread)
     return sample_sizes.plan(spreads, num_units, num_points)
 
 
-def sampled(case, *, samplings=SAMPLINGS, tolerance=0.05):
-    """How many samplings missed a loss of the grid, and at how many looks each ended (3: exact)."""
-    truth, sizes = case.losses, planned(case, tolerance)
-    case.num_evaluated = 0
+def sampled(case, *, samplings=SAMPLINGS, tolerance=0.05, curve=False):
+    """How many samplings missed a loss of the grid, and at how many looks each ended (3: exact).
+
+    Afterwards ``case.num_evaluated`` has the losses of units that all took, and ``case.widest`` the widest interval of
+    all in units of the half-width that is tolerated.
+    """
+    truth, sizes = case.losses, planned(case, tolerance, curve)
+    case.num_evaluated, case.widest = 0, 0.0
     rounding, misses, ended = 1e-12 * np.abs(truth), 0, Counter()
     for seed in range(samplings):
-        outcome = certified(case, sizes, seed, tolerance)
+        outcome = certified(case, sizes, seed, tolerance, curve)
         if outcome is None:
             ended[EXACT_LOOK] += 1
             case.num_evaluated += 9 * len(case.signs)
@@ -171,6 +178,8 @@ def sampled(case, *, samplings=SAMPLINGS, tolerance=0.05):
             case.num_evaluated += int((seen.halfwidths > outcome.halfwidths).sum()) * len(case.signs)
         ended[outcome.looks] += 1
         misses += bool((np.abs(outcome.losses - truth) > outcome.halfwidths + rounding).any())
+        height = (outcome.losses[0] + outcome.losses[-1]) / 2 - outcome.losses.min()
+        case.widest = max(case.widest, outcome.halfwidths.max() / max(tolerance * height, 4 * NOISE))
     return misses, ended
 
 
@@ -188,6 +197,24 @@ def test_the_interval_of_a_segment_holds_as_often_as_it_says(name):
     misses, ended = sampled(case_named(name))
     assert misses <= MOST_MISSES == 138
     assert ended.total() == SAMPLINGS
+
+
+@pytest.mark.parametrize("name", [*names_of_stored(), "kinks_1%", "label_noise", "correlated", "anticorrelated"])
+def test_every_loss_of_a_curve_is_known_as_well_as_the_height(name):
+    samplings, case = 500, case_named(name)
+    misses, ended = sampled(case, samplings=samplings, curve=True)
+    assert misses <= binom.ppf(0.9999, samplings, multilevel.MISSES) == 45
+    assert case.widest <= 1 + 1e-12
+    if name in ("mlp_late", "vgg11_late", "transformer_late", "groupnorm_late"):
+        assert ended[EXACT_LOOK] <= 0.1 * samplings, "or there is nothing in it that exact segments do not have"
+
+
+def test_without_a_curve_losses_above_the_floor_are_known_less_well():
+    case = case_named("mlp_edge")
+    found = certified(case, planned(case, 0.05), 0, 0.05)
+    assert found.accepted
+    height = (found.losses[0] + found.losses[-1]) / 2 - found.losses.min()
+    assert found.halfwidths.max() > 0.1 * height
 
 
 @pytest.mark.parametrize("name", names_of_stored())

@@ -113,6 +113,60 @@ def test_parameters_changed_in_between_leave_it_undefined():
     assert "changed" in walk.run.steps["gauge_reason"].loc[2]
 
 
+@pytest.mark.parametrize("first", ["model", "walk"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_after_a_resume_it_is_that_of_the_update_before_or_undefined(first, elsewhere):
+    """Whichever is loaded first; where the model's weights are not those of the state there was no update to here."""
+
+    def start():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        return model, torch.optim.SGD(model.parameters(), lr=0.3)
+
+    def steps(model, optimizer, which):
+        for step in which:
+            inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+    watching = {"when": None, "gauge": True, "on_error": "raise"}
+    model, optimizer = start()
+    with sgdwalk.watch(model, optimizer, None, None, **watching) as whole:
+        steps(model, optimizer, range(4))
+        state, weights = whole.state_dict(), {key: value.clone() for key, value in model.state_dict().items()}
+        steps(model, optimizer, range(4, 6))
+    if elsewhere:
+        weights["weight"] = weights["weight"] * 3
+    model, optimizer = start()
+    with sgdwalk.watch(model, optimizer, None, None, **watching) as rest:
+        loads = [lambda: model.load_state_dict(weights), lambda: rest.load_state_dict(state)]
+        for load in loads if first == "model" else reversed(loads):
+            load()
+        steps(model, optimizer, range(4, 6))
+    assert (rest.run.events["kind"].tolist() == ["moved_parameters"]) == elsewhere
+    if elsewhere:
+        assert math.isnan(rest.run.steps["gauge"].loc[4])
+        assert "changed" in rest.run.steps["gauge_reason"].loc[4]
+    else:
+        assert rest.run.steps["gauge"].equals(whole.run.steps["gauge"])
+
+
+def smaller(model):
+    model.weight.data = torch.zeros(1, 3)
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, smaller])
+def test_no_state_is_loaded_into_a_model_of_another_layout(change):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True) as walk:
+        state = walk.state_dict()
+        change(model)
+        with pytest.raises(sgdwalk.InputError, match="now has"):
+            walk.load_state_dict(state)
+
+
 def test_epochs_have_a_mean_with_an_interval():
     run, _, _ = quadratic(20, 1.5, steps_per_epoch=10)
     table = sgdwalk.analysis.gauge_epochs(run)

@@ -123,6 +123,18 @@ def test_a_mark_is_another_one_wherever_a_parameter_is(dtype):
         assert kernel.moved(vector, point, mark) is False
 
 
+def test_a_mark_tells_large_tensors_that_change_places():
+    """Blocks that are all alike differ by the same, which must not add up beyond the mark's 64 bits."""
+    pytest.importorskip("numba")
+    kernel, size = NumbaKernel(), 1 << 24
+    vector = ParameterVector([nn.Parameter(torch.full((size,), value)) for value in (1.0, -1.0)])
+    marks = []
+    for _ in range(2):
+        marks.append(kernel.position_sums(vector, vector.read(), vector.read()).mark)
+        vector.parameters[0].data, vector.parameters[1].data = vector.parameters[1].data, vector.parameters[0].data
+    assert marks[0] != marks[1]
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nan_is_not_moved_by_itself_and_reaches_the_sums(kernel):
     vector = ParameterVector([nn.Parameter(torch.tensor([1.0, math.nan, 2.0]))])
@@ -213,8 +225,15 @@ def test_gradients_in_another_memory_order_and_as_negative_views(kernel, small, 
     gradients[6] = gradients[6].contiguous(memory_format=torch.channels_last)
     gradients[7] = torch._neg_view(gradients[7])
     previous, expected = torch.zeros(vector.size), torch.cat([g.reshape(-1).resolve_neg() for g in gradients])
-    kernel().gradient_sums(vector, gradients, previous)
+    alone = kernel().gradient_sums(vector, gradients, previous)
     torch.testing.assert_close(previous, expected, rtol=0, atol=0)
+
+    point, start, again = vector.read() * 0.5, vector.read() * 2.0, torch.zeros(vector.size)
+    there = kernel().position_sums(vector, point, start)
+    sums, position = kernel().update_sums(vector, gradients, again, point, start, advance=True)
+    assert ((sums.dot, sums.square), position) == ((alone.dot, alone.square), there)
+    assert torch.equal(again, expected)
+    assert torch.equal(point, vector.read())
 
 
 def test_numpy_serves_where_numba_is_absent_and_torch_on_other_devices(monkeypatch):

@@ -102,6 +102,7 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
         ({"method": "sampled"}, "method must be one of exact, certified; got 'sampled'"),
         ({"tolerance": 1.0}, "tolerance must be a share of the height between 0 and 1; got 1.0"),
         ({"barriers": "guessed"}, "barriers must be one of estimated, exact; got 'guessed'"),
+        ({"certify": "floor"}, "certify must be one of height, curve; got 'floor'"),
         ({"spectral_examples": 1}, "spectral_examples must be an integer of at least 2 and at most 1,500; got 1"),
         ({"spectral_compare_epochs": (0,)}, "spectral_compare_epochs: an epoch must be an integer of at least 1"),
         (
@@ -151,6 +152,7 @@ OTHERS = {
     "method": "certified",
     "tolerance": 0.1,
     "barriers": "exact",
+    "certify": "curve",
     "curvature_every": 5,
     "num_validation": 100,
     "image_divisor": 2,

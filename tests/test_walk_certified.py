@@ -127,6 +127,22 @@ def test_training_is_bitwise_what_it_is_unwatched(kind, evaluate_on):
     nets.assert_identical(*states)
 
 
+@pytest.mark.parametrize("kind", ["plain", "batchnorm"])
+def test_with_the_whole_curve_certified_every_loss_lies_within_the_tolerance(kind):
+    found = walked(net(kind), num_examples=2_000, certify="curve", **CERTIFIED)
+    exact, of_height = walked(net(kind), num_examples=2_000), walked(net(kind), num_examples=2_000, **CERTIFIED)
+    assert_holds(found, exact)
+    assert (found.steps["looks"] < 3).sum() >= UPDATES / 2, "or nothing was estimated"
+    assert found.info["settings"]["certify"] == "curve"
+    widest = found.segments.groupby("step")["halfwidth"].max()
+    allowed = np.maximum(0.05 * found.steps["height"], 4 * found.steps["loss_noise"].max())
+    assert (widest <= allowed * (1 + 1e-9)).all()
+    assert (of_height.segments.groupby("step")["halfwidth"].max() > allowed).any()
+    errors = [(run.steps["alpha_star_r2"] - exact.steps["alpha_star_r2"]).abs().max() for run in (found, of_height)]
+    assert errors[0] < 0.005
+    assert errors[0] <= errors[1] + 1e-9
+
+
 def test_what_a_step_costs_and_what_it_looked_at():
     found = walked(net("batchnorm"), num_examples=4_000, **CERTIFIED)
     steps = found.steps
@@ -479,6 +495,7 @@ def test_barriers_are_true_false_or_undecided_and_exact_ones_are_decided(monkeyp
         ({"tolerance": 1.5}, "tolerance=1.5"),
         ({"tolerance": "5 %"}, "tolerance='5 %'"),
         ({"barriers": "sure"}, "barriers='sure' does not exist; there is 'estimated' and 'exact'"),
+        ({"certify": "floor"}, "certify='floor' does not exist; there is 'height' and 'curve'"),
         ({"sampling_seed": 0.5}, "sampling_seed must be an integer of at least 0, got 0.5"),
         ({"measures": {"looks": float}}, "cannot be named 'looks'"),
     ],
@@ -490,7 +507,9 @@ def test_what_cannot_be_meant_is_refused(argument, message):
 
 
 @pytest.mark.parametrize("method", [None, "exact", "sampled"])
-@pytest.mark.parametrize("argument", [{"tolerance": 0.1}, {"barriers": "exact"}, {"largest_pass": None}], ids=str)
+@pytest.mark.parametrize(
+    "argument", [{"tolerance": 0.1}, {"barriers": "exact"}, {"certify": "curve"}, {"largest_pass": None}], ids=str
+)
 def test_what_only_certified_segments_have_is_not_ignored(method, argument):
     (told,) = (f"{name}={value!r}" for name, value in argument.items())
     with pytest.raises(sgdwalk.InputError, match=f'{told} given with method="{method or "exact"}"'):

@@ -21,6 +21,7 @@ EVERY_UPDATE: When = every(1)
 def check_choices(
     method: str | None,
     barriers: str,
+    certify: str,
     num_points: int,
     batchnorm: str,
     evaluate_on: str,
@@ -31,6 +32,7 @@ def check_choices(
     choices = {
         "method": (method, (None, "exact", "certified", "sampled")),
         "barriers": (barriers, ("estimated", "exact")),
+        "certify": (certify, ("height", "curve")),
         "batchnorm": (batchnorm, ("train", "eval")),
         "evaluate_on": (evaluate_on, ("copy", "model")),
         "precision": (precision, ("float32",)),

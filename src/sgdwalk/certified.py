@@ -45,12 +45,14 @@ class Certification(NamedTuple):
         barriers: ``exact`` evaluates the points that leave a barrier undecided; ``estimated`` leaves it so.
         seed: of the sampling.
         largest_pass: examples up to which the ends are evaluated over all data; None: always.
+        certify: of what the tolerance is: ``height``, or ``curve``, of every loss.
     """
 
     tolerance: float
     barriers: str
     seed: int
     largest_pass: int | None = None
+    certify: str = "height"
 
     def settings(self) -> dict[str, Any]:
         """As a run keeps them."""
@@ -59,6 +61,7 @@ class Certification(NamedTuple):
             "barriers": self.barriers,
             "sampling_seed": self.seed,
             "largest_pass": self.largest_pass,
+            "certify": self.certify,
         }
 
 
@@ -181,14 +184,12 @@ class CertifiedSegments(Segments):
     Args:
         full_loss: L.
         num_points: intervals of the grid.
-        tolerance: relative half-width of the height's interval.
-        barriers: ``exact`` evaluates the points that leave a barrier undecided; ``estimated`` leaves it so.
-        seed: of the sampling.
+        wanted: with what precision.
     """
 
-    def __init__(self, full_loss: FullLoss, num_points: int, tolerance: float, barriers: str, seed: int):
+    def __init__(self, full_loss: FullLoss, num_points: int, wanted: Certification):
         super().__init__(full_loss)
-        self._num_points, self._tolerance, self._barriers, self._seed = num_points, tolerance, barriers, seed
+        self._num_points, self._wanted = num_points, wanted
         self.kept: list[Floats] | None = None
         self._spreads: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self.passage: Passage | None = None
@@ -249,10 +250,11 @@ class CertifiedSegments(Segments):
                 losses,
                 signs,
                 plan(self._spreads, len(here.units), self._num_points),
-                tolerance=self._tolerance,
+                tolerance=self._wanted.tolerance,
                 loss_noise=noise,
+                curve=self._wanted.certify == "curve",
                 significant=2 * query.loss_noise if math.isfinite(query.loss_noise) else 0.0,
-                random=generator(self._seed, query.step),
+                random=generator(self._wanted.seed, query.step),
             )
             why = query.exactly or ("" if here.counts_hold else COUNTS_CHANGE) or _why_not(outcome)
             if outcome is not None and outcome.finite:
@@ -266,12 +268,12 @@ class CertifiedSegments(Segments):
         assert self.passage is not None
         why = ""
         if not outcome.accepted:
-            why = _too_wide(outcome, self._tolerance)
+            why = _too_wide(outcome, self._wanted)
             outcome = exact_look(outcome, lambda k: self._losses_at(query, [k])[0])
             if not outcome.finite:
                 return self._exact(query, first, last, self.passage.examples, "a loss is not finite")
         losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-        if self._barriers == "exact" and barrier(losses, halfwidths).item() is None:
+        if self._wanted.barriers == "exact" and barrier(losses, halfwidths).item() is None:
             highest = max(losses[0], losses[-1])
             doubtful = np.flatnonzero((halfwidths > 0) & (losses + halfwidths > highest))
             losses[doubtful], halfwidths[doubtful] = self._losses_at(query, doubtful.tolist()), 0.0
@@ -323,9 +325,10 @@ def _why_not(outcome: Outcome | None) -> str:
     return "" if outcome.finite else NOT_FINITE
 
 
-def _too_wide(outcome: Outcome, tolerance: float) -> str:
+def _too_wide(outcome: Outcome, wanted: Certification) -> str:
     looks = "1 look" if outcome.looks == 1 else f"{outcome.looks} looks"
-    return f"after {looks} the interval was wider than the tolerance {tolerance:g}"
+    what = "the interval" if wanted.certify == "height" else "a loss's interval"
+    return f"after {looks} {what} was wider than the tolerance {wanted.tolerance:g}"
 
 
 def generator(seed: int, step: int) -> np.random.Generator:

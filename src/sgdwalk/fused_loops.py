@@ -18,10 +18,20 @@ FUSED_BLOCK = 256
 SAFE_SUM = 1e-30
 """That of ``kernels``, written out: code that is kept knows of changes in this file only."""
 FASTMATH = {"reassoc", "contract", "nsz"}
-KEYS = np.random.default_rng(0).integers(1 << 32, size=2 * FUSED_BLOCK, dtype=np.uint32)
-"""Of the marks, for the 32-bit words of one block."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number: a mark times it is another one for every other mark."""
+
+
+def keys(number: int) -> np.ndarray:
+    """32-bit numbers without a pattern (SplitMix64: G. L. Steele and others, OOPSLA 2014), the same for ever."""
+    state = np.arange(1, number + 1, dtype=np.uint64) * MIX
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (state ^ (state >> np.uint64(31))).astype(np.uint32)
+
+
+KEYS = keys(2 * FUSED_BLOCK)
+"""Of the marks, for the 32-bit words of one block."""
 
 
 def jit(function: Any) -> Any:
@@ -86,14 +96,17 @@ def differs(addresses, bounds, words, kept):
 
 @jit
 def joined(mark, block):
-    """The mark with one more block's (NH, a sum of products of keyed words: J. Black and others, UMAC, 1999)."""
+    """The mark with one more block's (NH, a sum of products of keyed words: J. Black and others, UMAC, 1999).
+
+    Its halves are mixed first, or what blocks differ by would add up in the upper half, and out of it.
+    """
     total, half = np.uint64(0), block.size // 2
     for i in range(half):
         one, other = np.uint32(block[i] + KEYS[i]), np.uint32(block[i + half] + KEYS[i + half])
         total += np.uint64(one) * np.uint64(other)
     if block.size % 2:
         total += np.uint64(block[block.size - 1])
-    return mark * MIX + total
+    return (mark ^ (mark >> np.uint64(32))) * MIX + total
 
 
 @jit

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -354,7 +355,8 @@ class NumbaKernel:
     def gradient_sums(
         self, vector: ParameterVector, gradients: Sequence[Tensor | None], previous: Tensor
     ) -> GradientSums:
-        return self._both(vector, gradients, vector.parameters, [previous, None, None, None], (True, False, False))[0]
+        nothing = [None] * len(gradients)
+        return self._both(vector, gradients, nothing, [previous, None, None, None], (True, False, False))[0]
 
     def position_sums(self, vector: ParameterVector, point: Tensor, start: Tensor) -> PositionSums:
         nothing = [None] * len(vector.parameters)
@@ -371,13 +373,19 @@ class NumbaKernel:
         *,
         advance: bool,
     ) -> tuple[GradientSums, PositionSums]:
-        return self._both(vector, gradients, vector.parameters, [previous, point, start, before], (True, True, advance))
+        kept, nothing, taken = [previous, point, start, before], [None] * len(gradients), _in_order(gradients)
+        if all(map(operator.is_, taken, gradients)):
+            return self._both(vector, gradients, vector.parameters, kept, (True, True, advance))
+        # Copies of one vector at a time.
+        of_gradients, _ = self._both(vector, taken, nothing, kept, (True, False, False))
+        del taken
+        return of_gradients, self._both(vector, nothing, vector.parameters, kept, (False, True, advance))[1]
 
     def _both(
         self,
         vector: ParameterVector,
         gradients: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
+        parameters: Sequence[Tensor | None],
         kept: Sequence[Tensor | None],
         do: tuple[bool, bool, bool],
     ) -> tuple[GradientSums, PositionSums]:

@@ -1,7 +1,7 @@
-"""Looks at samples along a segment, one after the other, until the height is known within a tolerance.
+"""Looks at samples along a segment, one after the other, until the height, or every loss, is known within a tolerance.
 
 The first looks at few units, the second at as many more as the first shows to be needed at the points that may be the
-floor; where these would not do, :func:`exact_look` is next.
+floor, or at all; where these would not do, :func:`exact_look` is next.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,57 @@ class Levels(Protocol):
         ...
 
 
+class Wanted(NamedTuple):
+    """What is to be known of a segment."""
+
+    tolerance: float
+    """Half-width, as a share of the height."""
+    loss_noise: float
+    """Rounding error of a loss, nats per example: every interval is wider by twice that."""
+    curve: bool = False
+    """Whether of every loss; else of the height alone."""
+
+    def tolerated(self, losses: Array) -> float:
+        """The half-width that is wanted: max(tolerance · height, 4 loss noise)."""
+        floor = losses.min()
+        return max(self.tolerance * (losses[0] - floor + losses[-1] - floor) / 2, 4 * self.loss_noise)
+
+    def allowed(self, losses: Array) -> Array:
+        """By how much each loss may be wrong: the floor's as the height, and others by as much more as they lie above
+        it, or of a curve no more than that.
+
+        The bounds of the floor may lie twice the tolerated half-width apart; of that, its own upper bound takes half,
+        and nothing where the floor is an end, which is exact.
+        """
+        floor, tolerated = losses.min(), self.tolerated(losses)
+        if self.curve:
+            return np.full(len(losses), tolerated)
+        return losses - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
+
+    def open(self, losses: Array, halfwidths: Array) -> NDArray[np.intp]:
+        """The points of which more is to be known: those that may be the floor, of a curve those with wide intervals.
+
+        >>> losses, halfwidths = np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.02, 0.1])
+        >>> [Wanted(0.05, 0.0, curve).open(losses, halfwidths).tolist() for curve in (False, True)]
+        [[1, 2], [1, 3]]
+        """
+        if self.curve:
+            return np.flatnonzero(halfwidths > self.tolerated(losses))
+        return contenders(losses, halfwidths)
+
+    def widened(self, losses: Array, halfwidths: Array, significant: float) -> Array:
+        """What :func:`widened` makes of them, of a curve up to the half-width that is wanted."""
+        wider = widened(losses, halfwidths, significant)
+        return np.maximum(halfwidths, np.minimum(wider, self.tolerated(losses))) if self.curve else wider
+
+    def accepts(self, losses: Array, halfwidths: Array) -> bool:
+        """Whether all that is wanted is known; with every loss the height is."""
+        if self.curve:
+            return len(self.open(losses, halfwidths)) == 0
+        low, high = floor_interval(losses, halfwidths)
+        return bool((high - low) / 2 <= self.tolerated(losses))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the looks found."""
@@ -47,10 +98,11 @@ class Outcome:
     """Of the simultaneous interval; 0 at the ends, and where all units were evaluated.  # (points,)"""
     looks: int
     accepted: bool
-    """Whether the height is known as well as wanted; if not, :func:`exact_look` is needed."""
+    """Whether it is known as well as wanted; if not, :func:`exact_look` is needed."""
     spreads: Array
-    """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by: as much as the height, and the
-    more the higher above the floor, less rounding; 0 at the ends.  # (2, points)"""
+    """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by, :meth:`Wanted.allowed` less
+    rounding; 0 at the ends.  # (2, points)"""
+    wanted: Wanted
     significant: float = 0.0
     """Rise above the ends from which a barrier counts as more than rounding, nats per example."""
 
@@ -74,6 +126,7 @@ def certify(
     *,
     tolerance: float,
     loss_noise: float,
+    curve: bool = False,
     significant: float = 0.0,
     random: np.random.Generator,
 ) -> Outcome | None:
@@ -86,6 +139,7 @@ def certify(
         sizes: of the first look.
         tolerance: relative, on the height.
         loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that.
+        curve: until the half-width of every loss is.
         significant: :attr:`Outcome.significant`.
         random: draws the units.
 
@@ -93,7 +147,7 @@ def certify(
         What was found, or None where the first sample would be more than half of the units: the exact losses cost no
         more.
     """
-    num_units, num_points = len(signs), len(chord) - 1
+    num_units, num_points, wanted = len(signs), len(chord) - 1, Wanted(tolerance, loss_noise, curve)
     certain = max(sizes.certain, outstanding(signs))
     sizes = sizes._replace(certain=certain, first=min(sizes.first, num_units - certain))
     if not fits(sizes, num_units):
@@ -106,9 +160,9 @@ def certify(
     true = levels.true_minus_middle(np.concatenate([surely, drawn[:n2]]), np.arange(1, num_points))
     known = middle[:certain].sum(axis=0) + true[:certain].sum(axis=0)
     first, second = middle[certain:], true[certain:]
-    outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, tolerance, loss_noise)
+    outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, wanted)
     if outcome.finite and not outcome.accepted:
-        inside = contenders(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
+        inside = wanted.open(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
         more1, more2 = second_look(outcome.spreads[:, inside], n1, n2, len(drawn))
         if more1 - n1 + (more2 - n2).sum() <= WORTHWHILE * len(inside) * len(drawn):
             first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])
@@ -118,26 +172,30 @@ def certify(
                 further = levels.true_minus_middle(drawn[low:high], inside[more2 >= high])
                 second = np.concatenate([second, further])
             found = estimate(chord, known, first, second, len(drawn), counts)
-            outcome = _outcome(found, 2, tolerance, loss_noise, outcome)
+            outcome = _outcome(found, 2, wanted, outcome)
     if outcome.finite and outcome.accepted:
-        outcome = replace(outcome, halfwidths=widened(outcome.losses, outcome.halfwidths, significant))
+        outcome = replace(outcome, halfwidths=wanted.widened(outcome.losses, outcome.halfwidths, significant))
     return replace(outcome, significant=significant)
 
 
 def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
     """Give every point that may be the floor its exact loss, the likeliest first: then floor and height are exact, if
-    the intervals of the others hold. Ends at a loss that is not finite.
+    the intervals of the others hold; for a curve those with wide intervals too. Ends at a loss that is not finite.
 
-    >>> seen = Outcome(np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0]), 2, False, np.zeros((2, 4)))
+    >>> losses, halfwidths = np.array([1.0, 0.5, 0.4, 0.9]), np.array([0.0, 0.2, 0.05, 0.0])
+    >>> seen = Outcome(losses, halfwidths, 2, False, np.zeros((2, 4)), Wanted(0.05, 0.0))
     >>> found = exact_look(seen, [1.0, 0.31, 0.42, 0.9].__getitem__)
     >>> found.losses.tolist(), found.halfwidths.round(9).tolist()
     ([1.0, 0.31, 0.4, 0.9], [0.0, 0.0, 0.09, 0.0])
     """
-    losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
-    while len(left := contenders(losses, halfwidths)) and np.isfinite(losses).all():
+    losses, halfwidths, wanted = outcome.losses.copy(), outcome.halfwidths.copy(), outcome.wanted
+    while np.isfinite(losses).all():
+        left = np.union1d(contenders(losses, halfwidths), wanted.open(losses, halfwidths))
+        if len(left) == 0:
+            break
         point = int(left[(losses - halfwidths)[left].argmin()])
         losses[point], halfwidths[point] = loss_at(point), 0.0
-    halfwidths = widened(losses, halfwidths, outcome.significant)
+    halfwidths = wanted.widened(losses, halfwidths, outcome.significant)
     return replace(outcome, losses=losses, halfwidths=halfwidths, looks=EXACT_LOOK)
 
 
@@ -175,31 +233,16 @@ def widened(losses: Array, halfwidths: Array, significant: float = 0.0) -> Array
     return np.maximum(halfwidths, np.minimum(WIDER * halfwidths, room))
 
 
-def _outcome(found: Estimate, look: int, tolerance: float, loss_noise: float, before: Outcome | None = None) -> Outcome:
+def _outcome(found: Estimate, look: int, wanted: Wanted, before: Outcome | None = None) -> Outcome:
     """What a look found; at each point its interval or that of the look before, for both hold: the narrower."""
     losses, interior = found.losses, slice(1, -1)
-    width = quantile(found.degrees, found.shapes) * found.deviation + 2 * loss_noise
+    width = quantile(found.degrees, found.shapes) * found.deviation + 2 * wanted.loss_noise
     halfwidths = np.where(found.complete, 0.0, width)
     halfwidths[[0, -1]] = 0.0
     if before is not None:
         losses = np.where(before.halfwidths < halfwidths, before.losses, losses)
         halfwidths = np.minimum(before.halfwidths, halfwidths)
-    low, high = floor_interval(losses, halfwidths)
-    floor = losses.min()
-    height = (losses[0] - floor + losses[-1] - floor) / 2
-    tolerated = max(tolerance * height, 4 * loss_noise)
-    accepted = bool((high - low) / 2 <= tolerated)
     spreads = np.zeros_like(found.spreads)
-    if tolerated > 0:
-        spreads[:, interior] = (found.spreads / (allowed(losses, tolerated) - 2 * loss_noise))[:, interior]
-    return Outcome(losses, halfwidths, look, accepted, spreads)
-
-
-def allowed(losses: Array, tolerated: float) -> Array:
-    """By how much each loss may be wrong: the floor's as the height, and others by as much more as they lie above it.
-
-    The bounds of the floor may lie twice the tolerated half-width apart; of that, its own upper bound takes half, and
-    nothing where the floor is an end, which is exact.
-    """
-    floor = losses.min()
-    return losses - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
+    if wanted.tolerated(losses) > 0:
+        spreads[:, interior] = (found.spreads / (wanted.allowed(losses) - 2 * wanted.loss_noise))[:, interior]
+    return Outcome(losses, halfwidths, look, wanted.accepts(losses, halfwidths), spreads, wanted)

@@ -42,11 +42,13 @@ from sgdwalk.units import LossAsOutput, Units, units_of, whole_batches
 def segments_of(full_loss: FullLoss, num_points: int, certification: Certification) -> Segments:
     """How the segments of a certified walk are measured: with the ends over all data, or sampled too.
 
-    ``barriers="exact"`` asks for losses over all data, so that the ends are evaluated over them too.
+    ``barriers="exact"`` asks for losses over all data, and ``certify="curve"`` for losses as precise as the height, so
+    that the ends are evaluated over them too.
     """
-    tolerance, barriers, seed, largest_pass = certification
-    over_all = CertifiedSegments(full_loss, num_points, tolerance, barriers, seed)
-    if largest_pass is None or barriers == "exact" or full_loss.data.num_examples <= largest_pass:
+    tolerance, barriers, seed, largest_pass, certify = certification
+    over_all = CertifiedSegments(full_loss, num_points, certification)
+    needs_all = barriers == "exact" or certify == "curve"
+    if largest_pass is None or needs_all or full_loss.data.num_examples <= largest_pass:
         return over_all
     return SampledEnds(full_loss, num_points, tolerance, seed, largest_pass, over_all)
 

@@ -19,6 +19,9 @@ from sgdwalk.kernels import choose_kernel
 from sgdwalk.params import ParameterVector, dense_gradient, tensor_bytes
 from sgdwalk.records import NAN
 
+CHANGED = "the parameters were changed after the update before"
+"""Why an update has no gauge."""
+
 
 class Trajectory:
     """Cosine, distance and norms of one walk (paper, section 3; definitions in docs/quantities.md).
@@ -32,13 +35,13 @@ class Trajectory:
         self.vector = ParameterVector(parameters)
         self.kernel = choose_kernel(self.vector.device)
         self.point = self.vector.read()
-        """θ_t between and during updates; θ_{t+1} once ``arrive()`` was called. After an update that was passed by an
-        older one, until ``catch_up()``.  # (d,)"""
+        """θ_t between and during updates; θ_{t+1} after one that was measured and left, or at which ``arrive()`` was
+        called. After an update that was passed by an older one, until ``catch_up()``.  # (d,)"""
         self.start = self.point.clone()
         self.gradient: Tensor | None = None
         """g_{t-1}; None before the first update.  # (d,)"""
         self.before = self.point.clone() if gauge else None
-        """θ_{t-1}, where the last update began; None where it is not kept.  # (d,)"""
+        """θ_{t-1}, where the last update began, unless that was passed by; None where it is not kept.  # (d,)"""
         self._no_cosine, self._no_slope = "no gradient before the first", "no update before the first"
         self.is_current = True
         """Whether ``point`` is where the last update ended."""
@@ -64,7 +67,7 @@ class Trajectory:
         elif added:
             self.is_current = False
         if moved or added:
-            self._no_slope = "the parameters were changed after the update before"
+            self._no_slope = CHANGED
         self._final = [None] * len(self.vector.parameters)
         return moved, added
 
@@ -76,8 +79,18 @@ class Trajectory:
     def _differs(self) -> bool:
         return self.is_current and self.kernel.moved(self.vector, self.point, self._mark)
 
+    def resume(self, digest: str | None) -> bool:
+        """After a state was loaded, before the next update: take note of where the parameters stand. Returns whether
+        that is elsewhere than where ``digest``, of the state, was taken."""
+        self.catch_up()
+        moved = self.digest() != digest
+        if moved:
+            self._no_slope = CHANGED
+        return moved
+
     def catch_up(self) -> None:
         """Take note of where the parameters stand now."""
+        self.vector.check_layout()
         self.vector.read_into(self.point)
         self._refresh()
         self.is_current = True
@@ -100,6 +113,7 @@ class Trajectory:
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         previous_square, no_cosine = self._gradient_square, self._no_cosine
+        self._no_cosine, self._mark = "the sums of the update before were interrupted", None  # until they are there
         gradient, position = self.kernel.update_sums(
             self.vector, self._final, self._previous(), self.point, self.start, self.before, advance=advance
         )
@@ -193,6 +207,7 @@ class Trajectory:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.vector.check_layout()
         self.start.copy_(state["start"])
         self.gradient = None if state["gradient"] is None else state["gradient"].to(self.start, copy=True)
         self._gradient_square, self._no_cosine = state["gradient_square"], state["no_cosine"]

@@ -355,18 +355,17 @@ class Walk:
             follows = self._schedules.anything_at(self._step + 1)
             self._keeps_gradient = due or follows
             self._looks = due or (follows and self._trajectory.before is not None)
-        look = self._looks or self._resumed_point is not None
+        resumed = self._resumed_point is not None
+        elsewhere = resumed and self._trajectory.resume(self._resumed_point)
+        self._resumed_point = None
         if self._measuring is not None and not self._trajectory.is_current:
             self._measuring.forget_elsewhere()
-        moved, added = self._trajectory.depart(self._parameters(), look=look)
+        moved, added = self._trajectory.depart(self._parameters(), look=self._looks)
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
             if self._measuring is not None:
                 self._measuring.rebuild()
-        if self._resumed_point is not None:
-            moved = self._trajectory.digest() != self._resumed_point
-            self._resumed_point = None
-        if moved:
+        if moved or elsewhere:
             if self._measuring is not None:
                 self._measuring.forget()
             self._event("moved_parameters", "The parameters were changed between two updates.")

@@ -75,6 +75,7 @@ def watch(
     budget: float | None = None,
     tolerance: float = 0.05,
     barriers: Literal["estimated", "exact"] = "estimated",
+    certify: Literal["height", "curve"] = "height",
     sampling_seed: int = 0,
     largest_pass: int | None = LARGEST_PASS,
     measures: Measures | None = None,
@@ -121,10 +122,12 @@ def watch(
             all data, up to ``largest_pass`` examples.
         barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
             it undecided.
+        certify: of ``certified``: ``height`` has the tolerance for the height alone, and losses high above the floor
+            are known less well; ``curve`` has it for every loss along the segment, for pictures and fits of it.
         sampling_seed: of ``certified`` and ``sampled``: the sample of each step is a function of it and of the step.
         largest_pass: of ``certified``: with more examples in ``data`` the ends are sampled too, at most so many at each
             end, and the cost of a step stops growing with them; None evaluates the ends over all data always, as
-            ``barriers="exact"`` does.
+            ``barriers="exact"`` and ``certify="curve"`` do.
         measures: ``{name: f}`` or ``{name: sgdwalk.at(when, f)}``; f(here) returns a float or a dict of floats.
         columns: predicate over steps at which cosine, distance, norms and the gauge are kept, such as ``one_in(10)``
             where at every update they cost too much; wherever something is measured they are there, too, and with None
@@ -167,16 +170,16 @@ def watch(
     Source: paper, section 3; the quantities' definitions are those of docs/quantities.md.
     """
     check_plain(model, run, name, measures, {"gauge": gauge, "resume": resume})
-    check_choices(method, barriers, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
+    check_choices(method, barriers, certify, num_points, batchnorm, evaluate_on, precision, on_error, steps_per_epoch)
     check_certification(tolerance, sampling_seed, largest_pass)
-    of_certified = {"tolerance": tolerance, "barriers": barriers, "largest_pass": largest_pass}
+    of_certified = {"tolerance": tolerance, "barriers": barriers, "certify": certify, "largest_pass": largest_pass}
     unsaid = inspect.signature(watch).parameters
     check_of_certified(method, budget, {name: v for name, v in of_certified.items() if v != unsaid[name].default})
     kept_config = plain_config(config)
     if budget is not None:
         check_budget(budget, method, when, columns, data, loss_fn, measures or {})
         when, gauge = None, True
-    certification = Certification(tolerance, barriers, sampling_seed, largest_pass)
+    certification = Certification(tolerance, barriers, sampling_seed, largest_pass, certify)
     certified = certification if method == "certified" else None
     if when is None and columns is None and budget is None and not measures:
         raise InputError(

@@ -128,6 +128,8 @@ class Experiment:
     """certified: the height's half-width that is accepted, as a share of the height."""
     barriers: Literal["estimated", "exact"] = "estimated"
     """certified: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves it so."""
+    certify: Literal["height", "curve"] = "height"
+    """certified: of what ``tolerance`` is, of the height or of every loss along a segment."""
     curvature_every: int | None = None
     """Measure spectral norm, batch sharpness and gradient noise scale at every k-th update; never where not given."""
     curvature_first: int | None = None
@@ -178,6 +180,7 @@ class Experiment:
         check_count("num_points", self.num_points, 2)
         check_choice("method", self.method, ("exact", "certified"))
         check_choice("barriers", self.barriers, ("estimated", "exact"))
+        check_choice("certify", self.certify, ("height", "curve"))
         if not 0 < self.tolerance < 1:
             raise sgdwalk.InputError(
                 f"tolerance must be a share of the height between 0 and 1; got {self.tolerance!r}."

@@ -88,7 +88,7 @@ def train(
 
     certifying: dict[str, Any] = {}
     if experiment.method == "certified":
-        certifying = {"tolerance": experiment.tolerance, "barriers": experiment.barriers}
+        certifying = {name: getattr(experiment, name) for name in ("tolerance", "barriers", "certify")}
     with sgdwalk.watch(
         model,
         optimizer,
