@@ -260,9 +260,11 @@ def figures() -> Iterator[str]:
     yield ""
     yield (
         "`sgdwalk reproduce fig2 --scale small --method certified` and alike, beside the exact trainings of the same "
-        "settings, tolerance 0.05. VGG-11 and ResNet-56 have 1,200 images here, 40 evaluation batches of 30, which "
-        "leaves little to sample from; the MLP has 6,000, in 60 of 100. Figures share trainings, so their updates "
-        "overlap. A watched update's start counts where it had to be evaluated. Commits of the certified trainings: "
+        "settings: SGD with a tolerance of 0.05 of the height, gradient descent, of which it is asked whether segments "
+        "are parabolas, with one of 0.02 of every loss. VGG-11 and ResNet-56 have 1,200 images here, 40 evaluation "
+        "batches of 30, which leaves little to sample from; the MLP has 6,000, in 60 of 100. Figures share trainings, "
+        "so their updates overlap. A watched update's start counts where it had to be evaluated. Commits of the "
+        "certified trainings: "
         f"{', '.join(commits)}; [raw numbers](results/small-certified.json)."
     )
     yield ""
