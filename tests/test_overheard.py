@@ -206,3 +206,40 @@ def test_a_failure_while_listening_reaches_no_training(name, method, monkeypatch
     monkeypatch.setattr(overheard.Overheard, name, fail)
     found = descend(net(), method=method)
     np.testing.assert_allclose(found.segments["loss"], expected.segments["loss"], rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [None, sgdwalk.every(1)])
+@pytest.mark.parametrize("first", ["model", "walk"])
+def test_what_is_heard_before_the_model_has_its_weights_is_not_the_start_of_a_resumed_walk(columns, first):
+    inputs, targets = nets.classification(40)
+    batches = [(inputs[:20], targets[:20]), (inputs[20:], targets[20:])]
+
+    def start():
+        torch.manual_seed(0)
+        model = nn.Linear(inputs.shape[1], int(targets.max()) + 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        watching = {"when": sgdwalk.every(2), "columns": columns, "on_error": "raise"}
+        return model, optimizer, sgdwalk.watch(model, optimizer, functional.cross_entropy, batches, **watching)
+
+    def update(model, optimizer):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs[:20]), targets[:20]).backward()
+        optimizer.step()
+
+    model, optimizer, whole = start()
+    with whole:
+        for _ in range(4):
+            update(model, optimizer)
+        state, weights = whole.state_dict(), {key: value.clone() for key, value in model.state_dict().items()}
+        update(model, optimizer)
+    model, optimizer, rest = start()
+    with rest:
+        loads = [lambda: model.load_state_dict(weights), lambda: rest.load_state_dict(state)]
+        for load in loads if first == "model" else reversed(loads):
+            load()
+            for batch, target in rest.batches():
+                functional.cross_entropy(model(batch), target)
+        update(model, optimizer)
+    losses = [run.segments.query("step == 4")["loss"].to_numpy() for run in (rest.run, whole.run)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    assert rest.run.events.empty

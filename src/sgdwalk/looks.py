@@ -23,8 +23,8 @@ WIDER = 3.0
 """Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
 :func:`widened`."""
 WORTHWHILE = 0.75
-"""Evaluations that a second look adds at most, as a share of those of all units at the points that may be the floor:
-the exact look evaluates one of these points after the other, and may stop early."""
+"""Evaluations that a second look adds at most, as a share of those of all units at the points that are open: the exact
+look evaluates one of these points after the other, and may stop early."""
 
 
 class Levels(Protocol):
@@ -139,7 +139,7 @@ def certify(
         sizes: of the first look.
         tolerance: relative, on the height.
         loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that.
-        curve: until the half-width of every loss is.
+        curve: until the half-width of every loss is at most that.
         significant: :attr:`Outcome.significant`.
         random: draws the units.
 
@@ -162,7 +162,7 @@ def certify(
     first, second = middle[certain:], true[certain:]
     outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, wanted)
     if outcome.finite and not outcome.accepted:
-        inside = wanted.open(outcome.losses, outcome.halfwidths)  # the height does not depend on the others
+        inside = wanted.open(outcome.losses, outcome.halfwidths)  # what is wanted does not depend on the others
         more1, more2 = second_look(outcome.spreads[:, inside], n1, n2, len(drawn))
         if more1 - n1 + (more2 - n2).sum() <= WORTHWHILE * len(inside) * len(drawn):
             first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])

@@ -183,7 +183,10 @@ class Measuring:
         return trajectory.kernel.moved(trajectory.vector, trajectory.point)
 
     def forget_elsewhere(self) -> None:
-        """Before an update from where nobody followed the model to: L was heard there, or is forgotten."""
+        """Before an update from where nobody followed the model to: L was heard there, or is forgotten.
+
+        So it is after a state was loaded: the loop may have gone over the batches before its model had its weights.
+        """
         if self._kept is not None and self._left():
             self.forget()
 

@@ -63,10 +63,10 @@ def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int
 
 
 def second_look(spreads: Array, n1: int, n2: int, num_random: int) -> tuple[int, NDArray[np.intp]]:
-    """Units at random of the second look, at the first level and at the second at each point that may be the floor.
+    """Units at random of the second look, at the first level and at the second at each point that is open.
 
     Args:
-        spreads: that were seen at these points.  # (2, points that may be the floor)
+        spreads: that were seen at the points of which more is to be known.  # (2, open points)
         n1: units at the first level that are evaluated.
         n2: units at the second level that are evaluated.
         num_random: M, the units that may be drawn.

@@ -79,7 +79,7 @@ class Trajectory:
     def _differs(self) -> bool:
         return self.is_current and self.kernel.moved(self.vector, self.point, self._mark)
 
-    def resume(self, digest: str | None) -> bool:
+    def resume(self, digest: str) -> bool:
         """After a state was loaded, before the next update: take note of where the parameters stand. Returns whether
         that is elsewhere than where ``digest``, of the state, was taken."""
         self.catch_up()

@@ -355,11 +355,10 @@ class Walk:
             follows = self._schedules.anything_at(self._step + 1)
             self._keeps_gradient = due or follows
             self._looks = due or (follows and self._trajectory.before is not None)
-        resumed = self._resumed_point is not None
-        elsewhere = resumed and self._trajectory.resume(self._resumed_point)
-        self._resumed_point = None
-        if self._measuring is not None and not self._trajectory.is_current:
+        resumed, self._resumed_point = self._resumed_point, None
+        if self._measuring is not None and (resumed is not None or not self._trajectory.is_current):
             self._measuring.forget_elsewhere()
+        elsewhere = resumed is not None and self._trajectory.resume(resumed)
         moved, added = self._trajectory.depart(self._parameters(), look=self._looks)
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")

@@ -123,7 +123,8 @@ def watch(
         barriers: of ``certified``: ``exact`` evaluates the points that leave a barrier undecided, ``estimated`` leaves
             it undecided.
         certify: of ``certified``: ``height`` has the tolerance for the height alone, and losses high above the floor
-            are known less well; ``curve`` has it for every loss along the segment, for pictures and fits of it.
+            are known less well; ``curve`` has it (or four times the loss noise, as there) for every loss along the
+            segment, for pictures and fits of it.
         sampling_seed: of ``certified`` and ``sampled``: the sample of each step is a function of it and of the step.
         largest_pass: of ``certified``: with more examples in ``data`` the ends are sampled too, at most so many at each
             end, and the cost of a step stops growing with them; None evaluates the ends over all data always, as
