@@ -92,7 +92,7 @@ def key_numbers(runs: Sequence[Run]) -> list[KeyNumber]:
         ),
         row(
             "Steps over the edge",
-            "they land higher than they left, α* < ½",
+            "by the fitted parabola they land higher than they left, α* < ½",
             lambda one: _share(one["over_edge_share"], one["num_watched"] - one["undefined_alpha_stars"]),
         ),
         row(

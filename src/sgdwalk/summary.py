@@ -201,7 +201,8 @@ def _about_turns(numbers: dict[str, Any]) -> str:
     if defined == 0:
         return f"{turns}."
     over = round(numbers["over_edge_share"] * defined)
-    return f"{turns}; {over:,} of {count(defined, 'step')} land higher than they left (α* below ½)."
+    higher = "by the fitted parabola land higher than they left (α* below ½)"
+    return f"{turns}; {over:,} of {count(defined, 'step')} {higher}."
 
 
 _TURNS = (

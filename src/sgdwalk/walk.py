@@ -341,8 +341,7 @@ class Walk:
                 "the first update: load the state that was saved with the model's."
             )
         self._departed = True
-        if self._unfinished is not None:
-            self._finish_row()
+        self._finish_row()
         self._depart()
 
     @_guarded

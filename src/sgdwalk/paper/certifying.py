@@ -16,7 +16,7 @@ TOLERANCE = 0.05
 """Half-width of the height's interval, as a share of the height: what ``watch`` takes where nothing is said."""
 CURVE_TOLERANCE = 0.02
 """That of every loss along a segment of gradient descent, whose shape a statement is about: that a parabola explains
-99 % of the losses' variance. Errors of a fiftieth of the height, here and there, make a quarter of the rest at most."""
+99 % of the losses' variance. Errors of a fiftieth of the height, here and there, make about a quarter of the rest."""
 CERTIFIABLE: tuple[FigureId, ...] = tuple(id for id in IDS if id in {*walk_figures.FIGURES, *table_figures.FIGURES})
 """Ids whose statements are about watched segments. Others measure curvature, or cosines and distances, or follow the
 heights that they measure: samples along segments would save them little, or change them."""
