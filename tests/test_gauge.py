@@ -10,6 +10,7 @@ from torch import nn
 import nets
 import sgdwalk
 from sgdwalk.sampling import mean_of_consecutive
+from sgdwalk.trajectory import NOT_KEPT, Trajectory
 
 
 def quadratic(steps, rate, *, momentum=0.0, optimizer=torch.optim.SGD, **options):
@@ -47,6 +48,109 @@ def test_it_takes_the_update_as_it_happened(optimizer):
     run, points, gradients = quadratic(12, 0.1, momentum=momentum, optimizer=optimizer)
     expected = np.diff(points)[:-1] * gradients[1:]
     assert run.steps["gauge"].to_numpy()[1:] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
+
+
+def trained(model, optimizer, steps, *, at=None, **watching):
+    """A walk over mini-batches, and the gauge from float64 copies of what stood in the model; ``at(t)`` comes before
+    update t."""
+    points, gradients = [], []
+
+    def flat(tensors):
+        return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+    watching = {"when": None, "gauge": True, "on_error": "raise"} | watching
+    with sgdwalk.watch(model, optimizer, None, None, **watching) as walk:
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            inputs, targets = torch.randn(16, 6, generator=generator), torch.arange(16) % 3
+            if at is not None:
+                at(step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            points.append(flat(model.parameters()))
+            gradients.append(flat(parameter.grad for parameter in model.parameters()))
+            optimizer.step()
+        kept = walk._trajectory.before is not None
+    moves = torch.stack(points).diff(dim=0)
+    return walk.run.steps["gauge"].to_numpy(), (moves * torch.stack(gradients[1:])).sum(dim=1).numpy(), kept
+
+
+def test_plain_sgd_has_it_from_two_gradients_without_a_vector_more():
+    """d_{t-1} = -η g_{t-1}, whatever a schedule makes of η."""
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    gauge, twin, kept = trained(model, optimizer, 12, at=lambda step: schedule.step() if step else None)
+    assert gauge[1:] == pytest.approx(twin, rel=2e-4, abs=1e-8)
+    assert not kept
+
+
+def test_what_is_no_plain_sgd_keeps_where_it_came_from():
+    """Momentum that comes and goes, two learning rates, weight decay, another class: with no number missing."""
+
+    class Mine(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            super().step(closure)
+
+    def momentum(optimizer, step):
+        optimizer.param_groups[0]["momentum"] = 0.9 * (4 <= step < 8)
+
+    def two_rates(optimizer, step):
+        if step == 4:
+            optimizer.param_groups[0]["lr"] = 0.1
+
+    for make, at in [
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.3), momentum),
+        (lambda model: torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.3), two_rates),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.3, weight_decay=0.1), None),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.01, maximize=True), None),
+        (lambda model: Mine(model.parameters(), lr=0.3), None),
+    ]:
+        model = small_net()
+        optimizer = make(model)
+        during = None if at is None else lambda step, at=at, optimizer=optimizer: at(optimizer, step)
+        gauge, twin, kept = trained(model, optimizer, 12, at=during)
+        assert gauge[1:] == pytest.approx(twin, rel=2e-4, abs=1e-7)
+        assert kept
+
+
+def test_an_update_that_is_not_what_the_settings_say_is_seen_by_its_length():
+    """Here rounding loses it; an optimizer that is patched would be seen so, too."""
+    run, points, gradients = quadratic(6, 1e-9)
+    assert points.std() == 0
+    assert gradients.all()
+    assert run.steps["gauge"].isna().tolist() == [True, True, False, False, False, False]
+    assert "not -η g_t" in run.steps["gauge_reason"].loc[1]
+    assert (run.steps["gauge"].loc[2:] == 0).all()
+
+
+@pytest.mark.parametrize("columns", [sgdwalk.every(3), sgdwalk.one_in(4)])
+def test_it_is_the_same_at_some_updates_alone(columns):
+    model = small_net()
+    gauge, twin, kept = trained(model, torch.optim.SGD(model.parameters(), lr=0.5), 24, columns=columns)
+    known = ~np.isnan(gauge)
+    assert 3 < known.sum() < 12
+    assert gauge[known] == pytest.approx(np.append(math.nan, twin)[known], rel=2e-4, abs=1e-8)
+    assert not kept
+
+
+def test_from_a_gradient_that_is_not_finite_on_it_is_undefined():
+    parameter = nn.Parameter(torch.ones(3))
+    model = nn.Module()
+    model.register_parameter("theta", parameter)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True) as walk:
+        for step in range(5):
+            parameter.grad = torch.full((3,), math.inf if step == 2 else 1.0)
+            optimizer.step()
+    assert walk.run.steps["gauge"].isna().tolist() == [True, False, True, True, True]
+    assert walk.run.steps["gauge_reason"].loc[2:].eq("a gradient or an update is not finite").all()
 
 
 def test_segments_agree_on_the_sign():
@@ -111,6 +215,43 @@ def test_parameters_changed_in_between_leave_it_undefined():
             optimizer.step()
     assert walk.run.steps["gauge"].isna().tolist() == [True, False, True, False]
     assert "changed" in walk.run.steps["gauge_reason"].loc[2]
+
+
+def test_before_the_first_update_there_is_no_update_whatever_was_moved():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, gauge=True) as walk:
+        nn.init.zeros_(model.weight)
+        model(torch.ones(4, 3)).sum().backward()
+        optimizer.step()
+    assert walk.run.steps["gauge_reason"].tolist() == ["no update before the first"]
+    assert "before the first update" in walk.run.events["message"].item()
+
+
+def test_a_walk_that_goes_on_from_a_state_without_one_says_so():
+    """The state of a walk without a gauge, loaded into a trajectory with one."""
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def update(trajectory):
+        optimizer.zero_grad()
+        model(torch.ones(4, 6)).square().sum().backward()
+        trajectory.depart(model.parameters())
+        optimizer.step()
+        trajectory.gradients_final(model.parameters(), keep=False)
+        values, reasons = trajectory.measure(advance=True, rate=0.1)
+        return values.get("gauge"), reasons.get("gauge")
+
+    without = Trajectory(model.parameters())
+    assert [update(without) for _ in range(2)] == [(None, None)] * 2
+    later = Trajectory(model.parameters(), gauge=True)
+    later.load_state_dict(without.state_dict())
+    gauge, why = update(later)
+    assert math.isnan(gauge)
+    assert why == NOT_KEPT
+    gauge, why = update(later)
+    assert math.isfinite(gauge)
+    assert why is None
 
 
 @pytest.mark.parametrize("first", ["model", "walk"])

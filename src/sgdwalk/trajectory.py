@@ -1,7 +1,7 @@
 """Where the optimizer came from: θ_0, θ_t and g_{t-1}, and what follows from them at every update.
 
-Three vectors of the parameters' size are kept. Everything here is cheap enough for every update of a training; where
-only some are looked at, the others cost nothing.
+Three vectors of the parameters' size are kept, and θ_{t-1} for a gauge where no shorter way leads to it. Everything
+here is cheap enough for every update of a training; where only some are looked at, the others cost nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from sgdwalk.params import ParameterVector, dense_gradient, tensor_bytes
 from sgdwalk.records import NAN
 
 CHANGED = "the parameters were changed after the update before"
+NOT_PLAIN = "the update before was not -η g_t, as SGD without momentum and weight decay takes it"
+NOT_KEPT = "the walk went on from a state without the update before"
 """Why an update has no gauge."""
+
+ROUNDING = 1e-3
+"""By how much ‖θ_{t+1} - θ_t‖² and η²‖g_t‖² may differ, as a share, for the update to be -η g_t but for rounding."""
 
 
 class Trajectory:
@@ -28,7 +33,8 @@ class Trajectory:
 
     Args:
         parameters: what the optimizers move; where they stand now is θ_0.
-        gauge: keep θ_{t-1} too, a vector more, for the slope (θ_t - θ_{t-1})·g_t.
+        gauge: tell the slope (θ_t - θ_{t-1})·g_t too. It is -η g_{t-1}·g_t, of which the cosine is made, where the
+            update was -η g_{t-1}; from the first other one on θ_{t-1} is kept, a vector more.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, gauge: bool = False):
@@ -40,9 +46,13 @@ class Trajectory:
         self.start = self.point.clone()
         self.gradient: Tensor | None = None
         """g_{t-1}; None before the first update.  # (d,)"""
-        self.before = self.point.clone() if gauge else None
+        self.gauge = gauge
+        self.before: Tensor | None = None
         """θ_{t-1}, where the last update began, unless that was passed by; None where it is not kept.  # (d,)"""
-        self._no_cosine, self._no_slope = "no gradient before the first", "no update before the first"
+        self._rate: float | None = None
+        """η of the last update, if that was -η g_{t-1} and θ_{t-1} was not kept."""
+        self._no_cosine = "no gradient before the first"
+        self._no_slope = "no update before the first" if gauge else NOT_KEPT
         self.is_current = True
         """Whether ``point`` is where the last update ended."""
         self._mark: int | None = None
@@ -67,7 +77,7 @@ class Trajectory:
         elif added:
             self.is_current = False
         if moved or added:
-            self._no_slope = CHANGED
+            self._no_slope = self._no_slope or CHANGED
         self._final = [None] * len(self.vector.parameters)
         return moved, added
 
@@ -85,7 +95,7 @@ class Trajectory:
         self.catch_up()
         moved = self.digest() != digest
         if moved:
-            self._no_slope = CHANGED
+            self._no_slope = self._no_slope or CHANGED
         return moved
 
     def catch_up(self) -> None:
@@ -104,25 +114,32 @@ class Trajectory:
                 gradient = dense_gradient(parameter, dtype)
                 self._final[index] = gradient.clone() if keep and gradient is not None else gradient
 
-    def measure(self, *, advance: bool) -> tuple[dict[str, float], dict[str, str]]:
+    def measure(self, *, advance: bool, rate: float | None = None) -> tuple[dict[str, float], dict[str, str]]:
         """After an update: the columns of its row, and reasons for the undefined ones.
 
-        ``advance`` lets θ_{t+1} become the kept point at once; without it θ_t stays, until ``arrive()``.
+        ``advance`` lets θ_{t+1} become the kept point at once; without it θ_t stays, until ``arrive()``. ``rate`` is η
+        where the optimizer is known to take θ_t - η g_t, rounded.
         """
         self.vector.check_layout()
         values: dict[str, float] = {}
         reasons: dict[str, str] = {}
         previous_square, no_cosine = self._gradient_square, self._no_cosine
         self._no_cosine, self._mark = "the sums of the update before were interrupted", None  # until they are there
+        if self.gauge and rate is None and self.before is None:
+            self.before = self.point.clone()
         gradient, position = self.kernel.update_sums(
             self.vector, self._final, self._previous(), self.point, self.start, self.before, advance=advance
         )
-        if self.before is not None:
-            known = math.isfinite(gradient.slope) and not self._no_slope
-            values["gauge"] = gradient.slope if known else NAN
-            if not known:
-                reasons["gauge"] = self._no_slope or "a gradient or an update is not finite"
-            self._no_slope = ""
+        if self.gauge:
+            slope, why = gradient.slope, self._no_slope
+            if self._rate is not None:
+                slope, why = -self._rate * gradient.dot, why or no_cosine
+            if not (why or math.isfinite(slope)):
+                why = "a gradient or an update is not finite"
+            values["gauge"] = NAN if why else slope
+            if why:
+                reasons["gauge"] = why
+            self._follow(rate, gradient.square, position.update)
         if no_cosine:
             values["cosine"], why = NAN, no_cosine
         else:
@@ -147,6 +164,18 @@ class Trajectory:
             self._mark = position.mark
             self._turn()
         return values, reasons
+
+    def _follow(self, rate: float | None, square: float, update: float) -> None:
+        """Note how the slope along this update will be told with the next gradient; ``square`` is ‖g_t‖², ``update``
+        ‖θ_{t+1} - θ_t‖²."""
+        self._no_slope, self._rate = "", rate if self.before is None else None
+        if self._rate is None:
+            return
+        plain = self._rate**2 * square
+        if not (math.isfinite(plain) and math.isfinite(update)):
+            self._no_slope = "a gradient or an update is not finite"
+        elif abs(update - plain) > ROUNDING * plain:  # a hook after the step, say, or η g_t is lost in rounding
+            self._no_slope, self.before = NOT_PLAIN, self.point.clone()
 
     def pass_by(self, *, keep_gradient: bool) -> None:
         """After an update without a look at it; ``keep_gradient`` is for the cosine of the next."""
@@ -200,6 +229,7 @@ class Trajectory:
             "gradient": None if self.gradient is None else self.gradient.clone(),
             "gradient_square": self._gradient_square,
             "before": None if self.before is None else self.before.clone(),
+            "rate": self._rate,
             "no_cosine": self._no_cosine,
             "no_slope": self._no_slope,
             "is_current": self.is_current,
@@ -211,12 +241,9 @@ class Trajectory:
         self.start.copy_(state["start"])
         self.gradient = None if state["gradient"] is None else state["gradient"].to(self.start, copy=True)
         self._gradient_square, self._no_cosine = state["gradient_square"], state["no_cosine"]
-        if self.before is not None:
-            if state["before"] is None:
-                self._no_slope = "the walk went on from a state without the update before"
-            else:
-                self.before.copy_(state["before"])
-                self._no_slope = state["no_slope"]
+        if self.gauge:
+            self.before = None if state["before"] is None else state["before"].to(self.start, copy=True)
+            self._rate, self._no_slope = state["rate"], state["no_slope"]
         self.catch_up()
         self.is_current = state["is_current"]
 

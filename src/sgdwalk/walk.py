@@ -58,6 +58,24 @@ def learning_rate(optimizers: Sequence[Optimizer]) -> float:
     return NAN if rate is None else float(rate)
 
 
+def plain_rate(optimizers: Sequence[Optimizer]) -> float | None:
+    """η where these optimizers take θ - η g and nothing else: SGD at one learning rate; None for others.
+
+    >>> weights = [nn.Parameter(torch.zeros(2))]
+    >>> plain_rate([torch.optim.SGD(weights, lr=0.5)]), plain_rate([torch.optim.SGD(weights, lr=0.5, momentum=0.9)])
+    (0.5, None)
+    """
+    rates: set[float] = set()
+    for optimizer in optimizers:
+        if type(optimizer) is not torch.optim.SGD:
+            return None
+        for group in optimizer.param_groups:
+            if group["momentum"] or group["weight_decay"] or group["maximize"]:
+                return None
+            rates.add(float(group["lr"]))
+    return rates.pop() if len(rates) == 1 else None
+
+
 def _close_if_alive(reference: weakref.ref[Walk]) -> None:
     """At the interpreter's end; a walk that nobody holds any more is not kept alive for it."""
     walk = reference()
@@ -96,6 +114,8 @@ class Walk:
         self._step = 0
         self._epoch: int | None = None
         self._learning_rate = NAN
+        self._plain_rate: float | None = None
+        """η of the update under way, where nothing but θ - η g is taken."""
         self._batch_loss: Any = None
         self._unfinished: StepRecord | None = None
         self._resumed_point: str | None = None
@@ -348,12 +368,12 @@ class Walk:
     def _depart(self) -> None:
         self._journal.commit_if_due()
         if self._optimizers:
-            self._learning_rate = learning_rate(self._optimizers)
+            self._learning_rate, self._plain_rate = learning_rate(self._optimizers), plain_rate(self._optimizers)
         if not self._schedules.always_looks:
             due = bool(self._schedules.at(self._step, self._disable))
             follows = self._schedules.anything_at(self._step + 1)
             self._keeps_gradient = due or follows
-            self._looks = due or (follows and self._trajectory.before is not None)
+            self._looks = due or (follows and self._trajectory.gauge)
         resumed, self._resumed_point = self._resumed_point, None
         if self._measuring is not None and (resumed is not None or not self._trajectory.is_current):
             self._measuring.forget_elsewhere()
@@ -366,7 +386,8 @@ class Walk:
         if moved or elsewhere:
             if self._measuring is not None:
                 self._measuring.forget()
-            self._event("moved_parameters", "The parameters were changed between two updates.")
+            between = "between two updates" if self._step else "before the first update; θ_0 is where watch() saw them"
+            self._event("moved_parameters", f"The parameters were changed {between}.")
 
     def gradients_final(self, optimizer: Optimizer, *, keep: bool) -> None:
         """``.grad`` is now what the optimizer received."""
@@ -461,7 +482,7 @@ class Walk:
         if not self._looks:
             self._trajectory.pass_by(keep_gradient=self._keeps_gradient)
             return {}, {}
-        columns = self._trajectory.measure(advance=advance)
+        columns = self._trajectory.measure(advance=advance, rate=self._plain_rate)
         return columns if wanted else ({}, {})
 
     def _measure(self, due: set[str]) -> Measurement:

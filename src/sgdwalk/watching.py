@@ -137,7 +137,8 @@ def watch(
             a loop that moves the parameters by itself is noticed between two updates that are looked at.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
-            floor of its segment, a bounce. One vector more.
+            floor of its segment, a bounce. Of SGD without momentum and weight decay it is made of the cosine's numbers;
+            for other updates θ_{t-1} is kept, one vector more.
         steps_per_epoch: updates an epoch, for the ``epoch`` column and schedules that count epochs.
         forward: ``forward(model, batch) -> (output, target)`` for batches that are no (input, target) pairs.
         partition_seed: of the permutation that is cut into evaluation batches; None keeps the data's order.
