@@ -330,6 +330,24 @@ def test_runs_are_compared_after_the_same_number_of_updates():
     assert any(sentence.startswith("After 10 updates ") and number(expected) in sentence for sentence in words)
 
 
+def test_means_are_compared_over_the_updates_that_all_made():
+    short, long = stochastic_descent(10), stochastic_descent(60, noise=1.0)
+    words = summary.describe_together([short, long])
+    mean, all_of_it = long.steps["height"][:10].mean(), long.steps["height"].mean()
+    assert words[0].endswith(f" on average over the first 10 updates, against {number(mean)}.")
+    assert number(all_of_it) not in words[0]
+    assert "mean cosine over the first 10 updates" in words[1]
+
+
+def test_cosines_that_cancel_are_not_called_perpendicular():
+    records = records_of_walk(40, noise=0.3)
+    to_and_fro = [replace(record, cosine=0.9 * (-1) ** record.step) for record in records]
+    across = [replace(record, cosine=0.1 * (-1) ** record.step) for record in records]
+    told = "point now the same way, now against each other (mean cosine 0)"
+    assert told in summary.describe(run_of(to_and_fro))[3]
+    assert "are close to perpendicular (mean cosine 0)" in summary.describe(run_of(across))[3]
+
+
 def test_several_runs_are_ranked():
     runs = [quadratic_walk(name, 40, noise=noise) for name, noise in (("a", 0.1), ("b", 0.9), ("c", 0.3))]
     means = [number(run.steps.height.mean()) for run in runs]

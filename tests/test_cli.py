@@ -329,6 +329,13 @@ def test_a_run_that_is_not_there_is_one_clear_line(tmp_path, capsys):
         assert message.count("\n") == 1
 
 
+def test_a_folder_of_runs_is_no_run_and_names_those_in_it(tmp_path, capsys):
+    for name in "bca":
+        RunWriter.create(tmp_path / name, {"name": name}).close()
+    assert cli.main(["show", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("it has no run.json; name one of those below it: 'a', 'b', 'c'.\n")
+
+
 def test_a_damaged_run_is_named_and_the_others_are_listed(tmp_path, capsys):
     folder = stored(tmp_path / "damaged")
     content = bytearray((folder / "steps.sqlite").read_bytes())

@@ -66,8 +66,8 @@ def test_columns_are_sorted_by_their_endings():
 
 def test_the_words_tell_how_near_the_threshold_is():
     assert summary.describe(walk())[5:] == [
-        "Its norm was 45 at step 35, 1.12 times its threshold, and above that at 2 of 8 measured steps.",
-        "Its sharpness was 18 at step 35, 0.45 times its threshold, and above that at 0 of 8 measured steps.",
+        "Its norm was 45 at step 35, 1.12 times its threshold there; it was above it at 2 of 8 measured steps.",
+        "Its sharpness was 18 at step 35, 0.45 times its threshold there; it was above it at 0 of 8 measured steps.",
     ]
     assert len(summary.describe(gradient_descent(3))) == 5
 

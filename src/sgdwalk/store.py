@@ -27,6 +27,8 @@ INFO_FILE = "run.json"
 DATABASE_FILE = "steps.sqlite"
 START_FILE = "start.safetensors"
 """θ_0, written by whoever trains."""
+_NAMED = 5
+"""Runs below a folder that holds none are named up to so many."""
 _UNFINISHED = {
     START_FILE,
     f".{START_FILE}.partial",
@@ -285,8 +287,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
+        below = sorted(path.parent.name for path in folder.glob(f"*/{INFO_FILE}"))
+        named = f"one of those below it: {', '.join(map(repr, below[:_NAMED]))}" + ", ..." * (len(below) > _NAMED)
         raise RunFolderError(
-            f"no run in {folder}: it has no {INFO_FILE}; name the folder that watch(run=...) wrote."
+            f"no run in {folder}: it has no {INFO_FILE}; name "
+            f"{named if below else 'the folder that watch(run=...) wrote'}."
         ) from None
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}.") from error

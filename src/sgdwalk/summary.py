@@ -37,7 +37,7 @@ def describe(run: Run) -> list[str]:
         _about_the_loss(run, numbers),
         _about_the_floor(run, numbers),
         _about_barriers(run, numbers),
-        _about_turns(numbers),
+        _about_turns(run, numbers),
         _about_the_way(run, numbers),
         *_about_the_estimate(run),
         *_about_the_gauge(run),
@@ -105,7 +105,7 @@ def _about_the_floor(run: Run, numbers: dict[str, Any]) -> str:
     if 2 * interior >= defined:
         return f"It bounces between the walls of a valley: {between}, and {height}."
     # Where the loss falls all the way, the floor is where the step ends.
-    return f"It mostly walks downhill: {between}; {height}, half of what a step descends where it passes no floor."
+    return f"It mostly walks downhill: {between}; {height} (half of its descent, of a step that passes no floor)."
 
 
 def _about_samples(found: dict[str, Any]) -> str:
@@ -190,11 +190,13 @@ def cosines_known(numbers: dict[str, Any]) -> str:
     return "" if looked == updates else f"over {looked - numbers['undefined_cosines']:,} of {count(updates, 'update')}"
 
 
-def _about_turns(numbers: dict[str, Any]) -> str:
+def _about_turns(run: Run, numbers: dict[str, Any]) -> str:
     if math.isnan(numbers["mean_cosine"]):
         turns = "The angle between consecutive gradients is unknown"
     else:
         side = next(words for bound, words in _TURNS if numbers["mean_cosine"] <= bound)
+        if side == PERPENDICULAR and run.steps["cosine"].abs().median() > ACROSS:  # those that cancel in the mean
+            side = "point now the same way, now against each other"
         mean = f"mean cosine {number(numbers['mean_cosine'])}"
         turns = f"Consecutive gradients {side} ({', '.join(filter(None, (mean, cosines_known(numbers))))})"
     defined = numbers["num_watched"] - numbers["undefined_alpha_stars"]
@@ -205,10 +207,13 @@ def _about_turns(numbers: dict[str, Any]) -> str:
     return f"{turns}; {over:,} of {count(defined, 'step')} {higher}."
 
 
+ACROSS = 0.2
+"""Cosine up to which gradients count as perpendicular."""
+PERPENDICULAR = "are close to perpendicular"
 _TURNS = (
     (-0.8, "point in nearly opposite directions"),
-    (-0.2, "point mostly against each other"),
-    (0.2, "are close to perpendicular"),
+    (-ACROSS, "point mostly against each other"),
+    (ACROSS, PERPENDICULAR),
     (0.8, "point mostly the same way"),
     (math.inf, "point in nearly the same direction"),
 )
@@ -240,7 +245,7 @@ def _about_edge(steps: pd.DataFrame, name: str, said: str) -> str:
     if len(ratios):
         last = f"{number(values.loc[ratios.index[-1]])} at step {ratios.index[-1]:,}"
         over = f"{int((ratios > 1).sum()):,} of {count(len(ratios), 'measured step')}"
-        return f"Its {said} was {last}, {number(ratios.iloc[-1])} times its threshold, and above that at {over}."
+        return f"Its {said} was {last}, {number(ratios.iloc[-1])} times its threshold there; it was above it at {over}."
     column = f"{name}_threshold" if len(values) else name
     reasons = steps[f"{column}_reason"].dropna() if f"{column}_reason" in steps else values[:0]
     why = f": {plain(reasons.iloc[-1])}" if len(reasons) else ""
@@ -259,16 +264,21 @@ def describe_together(runs: Sequence[Run]) -> list[str]:
     if len(runs) < 2:
         return []
     sentences = []
+    shortest = min(len(run.steps) for run in runs)
+    steps = [run.steps[:shortest] for run in runs]
+    over = f"over the first {count(shortest, 'update')}" if max(len(run.steps) for run in runs) > shortest else ""
     if len({str(run.info.get("data")) for run in runs}) > 1:
         sentences.append("The full losses were measured on different data: heights of these runs cannot be compared.")
     else:
-        heights = [run.steps["height"].mean() for run in runs]
-        higher = "{} walks higher above the valley floor than {}: {} on average, against {}."
-        highest = "{} walks highest above the valley floor: {} on average; {}."
+        heights = [table["height"].mean() for table in steps]
+        mean = f"on average {over}".strip()
+        higher = f"{{}} walks higher above the valley floor than {{}}: {{}} {mean}, against {{}}."
+        highest = f"{{}} walks highest above the valley floor: {{}} {mean}; {{}}."
         sentences.append(_ranked(runs, heights, higher, highest))
-    cosines = [run.steps["cosine"].mean() for run in runs]
-    sharper = "{} turns back more sharply than {}: mean cosine {}, against {}."
-    sharpest = "{} turns back most sharply: mean cosine {}; {}."
+    cosines = [table["cosine"].mean() for table in steps]
+    mean = f"mean cosine {over}".strip()
+    sharper = f"{{}} turns back more sharply than {{}}: {mean} {{}}, against {{}}."
+    sharpest = f"{{}} turns back most sharply: {mean} {{}}; {{}}."
     sentences.append(_ranked(runs, cosines, sharper, sharpest, lowest_first=True))
     looked = [run.steps.index[looked_at(run)] for run in runs]
     if all(map(len, looked)):
