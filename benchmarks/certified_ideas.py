@@ -29,7 +29,22 @@ INSIDE = 9
 
 
 def no_certain_units() -> Any:
-    return mock.patch.object(looks, "outstanding", return_value=0)
+    return mock.patch.object(looks, "with_certainty", return_value=0)
+
+
+def certain_units_whatever_their_signs() -> Any:
+    return mock.patch.object(looks, "with_certainty", lambda signs, most: max(most, sample_sizes.outstanding(signs)))
+
+
+@contextlib.contextmanager
+def a_first_look_without_the_chord() -> Iterator[None]:
+    def without(spreads: Any, leeway: Any, num_units: int) -> sample_sizes.Sizes:
+        sizes = plan(spreads, np.ones_like(leeway), num_units)
+        return sizes._replace(second=np.full_like(sizes.second, sizes.second.max()))
+
+    plan = sample_sizes.plan
+    with mock.patch.object(sample_sizes, "plan", without):
+        yield
 
 
 @contextlib.contextmanager
@@ -69,7 +84,7 @@ def as_many_units_at_every_point() -> Any:
 
 def no_planning() -> Any:
     return mock.patch.object(
-        sample_sizes, "plan", lambda spreads, num_units, num_points: sample_sizes.smallest(num_units)
+        sample_sizes, "plan", lambda spreads, leeway, num_units: sample_sizes.smallest(num_units, len(leeway) - 1)
     )
 
 
@@ -99,12 +114,14 @@ CURVE = 'every loss as well as the height: certify="curve"'
 VARIANTS: dict[str, Callable[[], Any]] = {
     "all ideas": contextlib.nullcontext,
     "without units taken for their signs": no_certain_units,
+    "units taken for their signs, however alike these are": certain_units_whatever_their_signs,
     "nine independent points": nine_independent_points,
     "without the levels' covariance": no_covariance,
     "without planning by earlier steps": no_planning,
     "without units for heavy tails": no_units_for_heavy_tails,
     "without wider intervals above the floor": no_wider_intervals,
     "every point planned as if it were the floor": all_points_alike,
+    "the first look with as many units at every point": a_first_look_without_the_chord,
     "the second look with as many units at every point": as_many_units_at_every_point,
     "the second and the exact look at every point": all_points_to_the_end,
     "with one look before the exact one": one_look,

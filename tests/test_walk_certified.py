@@ -140,7 +140,7 @@ def test_with_the_whole_curve_certified_every_loss_lies_within_the_tolerance(kin
     assert (of_height.segments.groupby("step")["halfwidth"].max() > allowed).any()
     errors = [(run.steps["alpha_star_r2"] - exact.steps["alpha_star_r2"]).abs().max() for run in (found, of_height)]
     assert errors[0] < 0.005
-    assert errors[0] <= errors[1] + 1e-9
+    assert errors[0] <= max(errors[1], 1e-5)  # below which neither is wrong
 
 
 def test_what_a_step_costs_and_what_it_looked_at():
@@ -149,8 +149,9 @@ def test_what_a_step_costs_and_what_it_looked_at():
     assert (steps["looks"][0], steps["nodes"][0]) == (3, 11)
     first = steps[steps["looks"] == 1].iloc[0]
     assert first["nodes"] == 3
-    # The end over all data; 12 units at random with 6 of them at the second level, 2 units at both.
-    sizes = 4_000 + 20 * (14 + 8 * 8)
+    # The end over all data; 12 units at random with 6 of them at the second level: none has outputs that move so much
+    # farther than those of others that it would be taken with certainty.
+    sizes = 4_000 + 20 * (12 + 8 * 6)
     assert first["examples_evaluated"] == sizes
     settings = found.info["settings"]
     chosen = {name: settings[name] for name in ("method", "tolerance", "barriers", "sampling_seed")}

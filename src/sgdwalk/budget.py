@@ -189,11 +189,11 @@ def certified_seconds(costs: Costs, num_points: int, *, alone: bool = False) -> 
 
     Infinite where the data have too few units to sample from, so that every step would be exact.
     """
-    sizes = smallest(costs.num_units)
+    sizes = smallest(costs.num_units, num_points)
     if not fits(sizes, costs.num_units):
         return math.inf
     ends = 1 + (alone or not costs.keeps_start)
-    units = sizes.certain + sizes.first + (num_points - 2) * (sizes.certain + sizes.second)
+    units = sizes.certain + sizes.first + (num_points - 2) * (sizes.certain + int(sizes.second.max()))
     passes = ends + SAMPLES * units / costs.num_units + EXACT_SHARE * num_points
     chord = costs.num_batches * (num_points - 1) * costs.loss
     return costs.overhead + passes * costs.one_pass + chord + _noise_seconds(costs, num_points)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdwalk.looks import Outcome, certify, exact_look
-from sgdwalk.multilevel import NUM_NODES
+from sgdwalk.looks import Outcome, Wanted, certify, exact_look
+from sgdwalk.multilevel import NUM_NODES, Array
 from sgdwalk.objective import FullLoss, LossSums, is_out_of_memory
 from sgdwalk.overheard import Heard
 from sgdwalk.params import lerp_into
@@ -191,7 +191,7 @@ class CertifiedSegments(Segments):
         super().__init__(full_loss)
         self._num_points, self._wanted = num_points, wanted
         self.kept: list[Floats] | None = None
-        self._spreads: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self._spreads: deque[Array] = deque(maxlen=REMEMBERED)
         self.passage: Passage | None = None
 
     def forget(self) -> None:
@@ -245,20 +245,19 @@ class CertifiedSegments(Segments):
         else:
             # The largest of a few measured errors may be small by luck, most of all where a step did not move.
             noise = float(np.fmax(query.loss_noise, here.rounding * abs(losses).max()))
+            wanted = Wanted(self._wanted.tolerance, noise, self._wanted.certify == "curve")
             outcome = certify(
                 here,
                 losses,
                 signs,
-                plan(self._spreads, len(here.units), self._num_points),
-                tolerance=self._wanted.tolerance,
-                loss_noise=noise,
-                curve=self._wanted.certify == "curve",
+                plan(self._spreads, wanted.leeway(losses), len(here.units)),
+                wanted,
                 significant=2 * query.loss_noise if math.isfinite(query.loss_noise) else 0.0,
                 random=generator(self._wanted.seed, query.step),
             )
             why = query.exactly or ("" if here.counts_hold else COUNTS_CHANGE) or _why_not(outcome)
             if outcome is not None and outcome.finite:
-                self._spreads.append(outcome.spread)
+                self._spreads.append(outcome.spreads)
         if why or outcome is None:
             return self._exact(query, first, last, here.examples, why)
         return self._estimated(query, first, last, outcome)
@@ -306,13 +305,13 @@ class CertifiedSegments(Segments):
     def state_dict(self) -> dict[str, Any]:
         kept = None if self.kept is None else [[tensor.clone() for tensor in batch] for batch in self.kept]
         return super().state_dict() | {
-            "spreads": [list(map(float, spread)) for spread in self._spreads],
+            "spreads": [spread.tolist() for spread in self._spreads],
             "outputs": kept,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._spreads = deque([(float(one), float(other)) for one, other in state["spreads"]], maxlen=REMEMBERED)
+        self._spreads = deque(map(np.array, state["spreads"]), maxlen=REMEMBERED)
         device = self._full_loss.site.vector.device
         kept = state["outputs"]
         self.kept = None if kept is None else [[tensor.to(device, copy=True) for tensor in batch] for batch in kept]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sgdwalk.multilevel import Array, Estimate, estimate, kurtosis, quantile
 from sgdwalk.records import EXACT_LOOK
-from sgdwalk.sample_sizes import Sizes, fits, outstanding, second_look
+from sgdwalk.sample_sizes import Sizes, fits, second_look, with_certainty
 
 WIDER = 3.0
 """Times the half-width that Student's t gives, where a point lies so high that it does not matter; see
@@ -64,6 +64,11 @@ class Wanted(NamedTuple):
             return np.full(len(losses), tolerated)
         return losses - floor + tolerated * (1 if floor < min(losses[0], losses[-1]) else 2)
 
+    def leeway(self, losses: Array) -> Array:
+        """:meth:`allowed`, less rounding, in units of the tolerated half-width.  # (points,)"""
+        tolerated = self.tolerated(losses)
+        return (self.allowed(losses) - 2 * self.loss_noise) / tolerated if tolerated > 0 else np.ones(len(losses))
+
     def open(self, losses: Array, halfwidths: Array) -> NDArray[np.intp]:
         """The points of which more is to be known: those that may be the floor, of a curve those with wide intervals.
 
@@ -100,17 +105,10 @@ class Outcome:
     accepted: bool
     """Whether it is known as well as wanted; if not, :func:`exact_look` is needed."""
     spreads: Array
-    """:attr:`Estimate.spreads` in units of what the loss at the point may be wrong by, :meth:`Wanted.allowed` less
-    rounding; 0 at the ends.  # (2, points)"""
+    """:attr:`Estimate.spreads` in units of the tolerated half-width; 0 at the ends.  # (2, points)"""
     wanted: Wanted
     significant: float = 0.0
     """Rise above the ends from which a barrier counts as more than rounding, nats per example."""
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Of each level the largest over the points: what later first looks are planned by."""
-        one, other = self.spreads.max(axis=1)
-        return float(one), float(other)
 
     @property
     def finite(self) -> bool:
@@ -123,23 +121,19 @@ def certify(
     chord: Array,
     signs: Array,
     sizes: Sizes,
+    wanted: Wanted,
     *,
-    tolerance: float,
-    loss_noise: float,
-    curve: bool = False,
     significant: float = 0.0,
     random: np.random.Generator,
 ) -> Outcome | None:
-    """Look at samples until the half-width of the height is at most max(tolerance · height, 4 loss noise).
+    """Look at samples until the height, or every loss, is known as well as wanted.
 
     Args:
         levels: evaluates the units asked for.
         chord: L along the chord, the ends as they are.  # (points,)
         signs: for each unit how much its levels may differ; where it is largest they are taken with certainty.  # (U,)
         sizes: of the first look.
-        tolerance: relative, on the height.
-        loss_noise: rounding error of a loss, nats per example; every interval is wider by twice that.
-        curve: until the half-width of every loss is at most that.
+        wanted: when to stop.
         significant: :attr:`Outcome.significant`.
         random: draws the units.
 
@@ -147,35 +141,48 @@ def certify(
         What was found, or None where the first sample would be more than half of the units: the exact losses cost no
         more.
     """
-    num_units, num_points, wanted = len(signs), len(chord) - 1, Wanted(tolerance, loss_noise, curve)
-    certain = max(sizes.certain, outstanding(signs))
+    num_units, num_points = len(signs), len(chord) - 1
+    certain = with_certainty(signs, sizes.certain)
     sizes = sizes._replace(certain=certain, first=min(sizes.first, num_units - certain))
     if not fits(sizes, num_units):
         return None
     order = np.argsort(-signs, kind="stable")
     surely, drawn = order[:certain], random.permutation(order[certain:])
-    n1, n2 = sizes.first, sizes.second
+    n1 = sizes.first
     middle = levels.middle_minus_chord(np.concatenate([surely, drawn[:n1]]))
-    n2 = max(n2, min(n1, num_units // 2 - certain, math.ceil(kurtosis(middle[certain:]))))
-    true = levels.true_minus_middle(np.concatenate([surely, drawn[:n2]]), np.arange(1, num_points))
+    n2 = np.maximum(sizes.second, min(n1, num_units // 2 - certain, math.ceil(kurtosis(middle[certain:]))))
+    least = n2.min()
+    true = levels.true_minus_middle(np.concatenate([surely, drawn[:least]]), np.arange(1, num_points))
     known = middle[:certain].sum(axis=0) + true[:certain].sum(axis=0)
-    first, second = middle[certain:], true[certain:]
-    outcome = _outcome(estimate(chord, known, first, second, len(drawn)), 1, wanted)
+    first, second = middle[certain:], _more(levels, drawn, true[certain:], np.full_like(n2, least), n2)
+    outcome = _outcome(estimate(chord, known, first, second, len(drawn), n2), 1, wanted)
     if outcome.finite and not outcome.accepted:
         inside = wanted.open(outcome.losses, outcome.halfwidths)  # what is wanted does not depend on the others
-        more1, more2 = second_look(outcome.spreads[:, inside], n1, n2, len(drawn))
-        if more1 - n1 + (more2 - n2).sum() <= WORTHWHILE * len(inside) * len(drawn):
+        spreads = outcome.spreads[:, inside] / wanted.leeway(outcome.losses)[inside]
+        more1, more2 = second_look(spreads, n1, n2[inside], len(drawn))
+        if more1 - n1 + (more2 - n2[inside]).sum() <= WORTHWHILE * len(inside) * len(drawn):
             first = np.concatenate([first, levels.middle_minus_chord(drawn[n1:more1])])
-            counts = np.full(num_points + 1, n2)
+            counts = n2.copy()
             counts[inside] = more2
-            for low, high in pairwise(np.unique([n2, *more2])):
-                further = levels.true_minus_middle(drawn[low:high], inside[more2 >= high])
-                second = np.concatenate([second, further])
+            second = _more(levels, drawn, second, n2, counts)
             found = estimate(chord, known, first, second, len(drawn), counts)
             outcome = _outcome(found, 2, wanted, outcome)
     if outcome.finite and outcome.accepted:
         outcome = replace(outcome, halfwidths=wanted.widened(outcome.losses, outcome.halfwidths, significant))
     return replace(outcome, significant=significant)
+
+
+def _more(
+    levels: Levels, drawn: NDArray[np.intp], known: Array, have: NDArray[np.intp], want: NDArray[np.intp]
+) -> Array:
+    """True - middle of the first ``want`` units drawn, at each point, where that of the first ``have`` is known; zero
+    from there on.  # (largest of ``want``, points)"""
+    found = np.pad(known, ((0, want.max() - len(known)), (0, 0)))
+    for low, high in pairwise(np.unique([have, want])):
+        points = np.flatnonzero((have <= low) & (want >= high))
+        if len(points):
+            found[low:high] += levels.true_minus_middle(drawn[low:high], points)
+    return found
 
 
 def exact_look(outcome: Outcome, loss_at: Callable[[int], float]) -> Outcome:
@@ -244,5 +251,5 @@ def _outcome(found: Estimate, look: int, wanted: Wanted, before: Outcome | None 
         halfwidths = np.minimum(before.halfwidths, halfwidths)
     spreads = np.zeros_like(found.spreads)
     if wanted.tolerated(losses) > 0:
-        spreads[:, interior] = (found.spreads / (wanted.allowed(losses) - 2 * wanted.loss_noise))[:, interior]
+        spreads[:, interior] = found.spreads[:, interior] / wanted.tolerated(losses)
     return Outcome(losses, halfwidths, look, wanted.accepts(losses, halfwidths), spreads, wanted)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sgdwalk.multilevel import Array, quantile, welch
 
@@ -14,12 +14,15 @@ AIMS = (0.9, 0.65)
 """Shares of the tolerated half-width that the looks are planned for. The second is the last before the exact look, and
 is planned by what the first look saw."""
 AT_FIRST = 2
-"""So many times the fewest units a first look has at the second level at most; nor may it cost more than a pass there,
-but for the fewest. What it sees tells where in the grid others are needed."""
+"""So many times the fewest units a first look has at the second level at most: what it sees tells where others are
+needed."""
 SHAPES = 3.0
 """Effective number of points (see :func:`sgdwalk.multilevel.num_shapes`) that looks are planned for."""
 PLANNED_FOR = 0.5
 """Share of the steps remembered whose spread between units the first look is planned for."""
+NOTABLE = 2.0
+"""Times the median above which a sign tells that a unit differs more than others do, so that a random one is worth
+less."""
 OUTSTANDING = 5.0
 """Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
 FEWEST = 6
@@ -29,46 +32,53 @@ NEARLY_ALL = 0.8
 
 
 class Sizes(NamedTuple):
-    """How many units a look takes: with certainty, and at random at each level, the second's among the first's."""
+    """Units of a look: at most so many with certainty, at random at the first level, and of those at the second."""
 
     certain: int
     first: int
-    second: int
+    second: NDArray[np.intp]
+    """At each point of the grid.  # (points,)"""
 
 
-def smallest(num_units: int) -> Sizes:
+def smallest(num_units: int, num_points: int) -> Sizes:
     """The sizes of a look where the levels hardly differ between units, and where nothing is known yet."""
     second = max(FEWEST, num_units // 80)
-    return Sizes(_certain(second), max(2 * FEWEST, num_units // 16), second)
+    return Sizes(-(-second // 3), max(2 * FEWEST, num_units // 16), np.full(num_points + 1, second))
 
 
-def plan(spreads: Sequence[tuple[float, float]], num_units: int, num_points: int) -> Sizes:
+def plan(spreads: Sequence[Array], leeway: Array, num_units: int) -> Sizes:
     """Sizes for the first look: the cheapest, with levels that spread as at earlier steps.
 
     Args:
-        spreads: :attr:`Outcome.spread` of earlier steps.
+        spreads: :attr:`Outcome.spreads` of earlier steps.
+        leeway: :meth:`Wanted.leeway` of this one, as far as the chord tells: it has the floor nearly where L has it.
+            # (points,)
         num_units: U.
-        num_points: intervals of the grid.
+
+    Where the loss lies high fewer units do:
+
+    >>> leeway = np.array([20.0, 5.0, 1.0, 5.0, 20.0])
+    >>> plan([np.array([[0.0] * 5, [0.0, 1.5, 1.0, 1.5, 0.0]])], leeway, 450)
+    Sizes(certain=2, first=28, second=array([ 6,  6, 12,  6,  6]))
     """
-    small = smallest(num_units)
-    if not spreads:
+    small = smallest(num_units, len(leeway) - 1)
+    if not spreads or len(leeway) <= 2:
         return small
-    spread = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)
-    inside = max(1, num_points - 2)  # points at which a unit of the second level is evaluated
-    first, seconds = sizes_for(np.tile(spread[:, None], inside), num_units, AIMS[0], small.first, small.second)
-    second = min(int(seconds[0]), max(small.second, min(AT_FIRST * small.second, num_units // inside)))
-    certain = _certain(second)
-    sizes = Sizes(certain, min(max(first, second), num_units - certain), second)
+    inside, second = slice(1, -1), small.second.copy()
+    spread = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)[:, inside] / leeway[inside]
+    first, second[inside] = sizes_for(spread, num_units, AIMS[0], small.first, second[inside])
+    second = np.minimum(second, AT_FIRST * small.second)
+    sizes = Sizes(small.certain, min(max(first, int(second.max())), num_units - small.certain), second)
     return sizes if fits(sizes, num_units) else small
 
 
-def second_look(spreads: Array, n1: int, n2: int, num_random: int) -> tuple[int, NDArray[np.intp]]:
+def second_look(spreads: Array, n1: int, n2: NDArray[np.intp], num_random: int) -> tuple[int, NDArray[np.intp]]:
     """Units at random of the second look, at the first level and at the second at each point that is open.
 
     Args:
         spreads: that were seen at the points of which more is to be known.  # (2, open points)
         n1: units at the first level that are evaluated.
-        n2: units at the second level that are evaluated.
+        n2: units at the second level that are evaluated at these points.
         num_random: M, the units that may be drawn.
     """
     first, seconds = sizes_for(spreads, num_random, AIMS[1], n1, n2)
@@ -76,17 +86,19 @@ def second_look(spreads: Array, n1: int, n2: int, num_random: int) -> tuple[int,
     return max(first, int(seconds.max())), seconds
 
 
-def sizes_for(spreads: Array, num_units: int, aim: float, first: int, second: int) -> tuple[int, NDArray[np.intp]]:
+def sizes_for(
+    spreads: Array, num_units: int, aim: float, first: int, second: ArrayLike
+) -> tuple[int, NDArray[np.intp]]:
     """The cheapest sizes that make the half-width ``aim`` of the tolerated one at every point.
 
     A unit costs one evaluation at the first level, and one at each point at which it belongs to the second.
 
     Args:
-        spreads: of both levels at the points, as in :attr:`Outcome.spreads`.  # (2, points)
+        spreads: of both levels at the points, in units of what the loss there may be wrong by.  # (2, points)
         num_units: U.
         aim: share of the tolerated half-width.
         first: units at the first level, at least.
-        second: units at the second level, at least.
+        second: units at the second level, at least, at every point or at each.
 
     Returns:
         Units at the first level, and at the second at each point.
@@ -103,7 +115,7 @@ def sizes_for(spreads: Array, num_units: int, aim: float, first: int, second: in
     """
     square1, square2 = spreads**2
     ones = np.unique(np.ceil(np.geomspace(first, max(first, num_units), 24)))[:, None]  # tried, each with its others
-    others = np.full((len(ones), spreads.shape[1]), float(second))
+    others = np.full((len(ones), spreads.shape[1]), second, float)
     part1 = square1 * np.maximum(1 / ones - 1 / num_units, 0.0)
     for _ in range(4):  # the quantile depends on the sizes
         part2 = square2 / others
@@ -116,20 +128,24 @@ def sizes_for(spreads: Array, num_units: int, aim: float, first: int, second: in
     return int(ones[best, 0]), others[best].astype(np.intp)
 
 
-def _certain(second: int) -> int:
-    """Units taken with certainty beside so many at random at the second level."""
-    return -(-second // 3)
-
-
 def fits(sizes: Sizes, num_units: int) -> bool:
     """Whether a sample of these sizes can be drawn, and costs clearly less than the exact losses."""
-    return 2 * (sizes.certain + sizes.second) <= num_units and sizes.certain + sizes.first <= num_units
+    return 2 * (sizes.certain + sizes.second.max()) <= num_units and sizes.certain + sizes.first <= num_units
+
+
+def with_certainty(signs: Array, most: int) -> int:
+    """How many units are taken with certainty, those with the largest signs: as far as they tell anything, ``most`` of
+    them, and all that are :func:`outstanding`.
+
+    >>> with_certainty(np.linspace(1.0, 1.5, 100), 2), with_certainty(np.array([1.0] * 96 + [3.0] * 4), 2)
+    (0, 2)
+    """
+    return max(min(most, int((signs > NOTABLE * np.median(signs)).sum())), outstanding(signs))
 
 
 def outstanding(signs: Array) -> int:
     """How many units stand out by their signs: a sample would hardly meet them, and they may hold most of the error.
 
-    >>> import numpy as np
     >>> outstanding(np.array([1.0] * 97 + [9.0, 9.0, 2.0])), outstanding(np.ones(100))
     (2, 0)
     """
