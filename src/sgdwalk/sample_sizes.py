@@ -18,8 +18,6 @@ AT_FIRST = 2
 needed."""
 SHAPES = 3.0
 """Effective number of points (see :func:`sgdwalk.multilevel.num_shapes`) that looks are planned for."""
-PLANNED_FOR = 0.5
-"""Share of the steps remembered whose spread between units the first look is planned for."""
 NOTABLE = 2.0
 """Times the median above which a sign tells that a unit differs more than others do, so that a random one is worth
 less."""
@@ -65,7 +63,7 @@ def plan(spreads: Sequence[Array], leeway: Array, num_units: int) -> Sizes:
     if not spreads or len(leeway) <= 2:
         return small
     inside, second = slice(1, -1), small.second.copy()
-    spread = np.quantile(np.asarray(spreads), PLANNED_FOR, axis=0)[:, inside] / leeway[inside]
+    spread = np.sqrt(np.square(spreads).mean(axis=0))[:, inside] / leeway[inside]  # few units seldom show heavy tails
     first, second[inside] = sizes_for(spread, num_units, AIMS[0], small.first, second[inside])
     second = np.minimum(second, AT_FIRST * small.second)
     sizes = Sizes(small.certain, min(max(first, int(second.max())), num_units - small.certain), second)
