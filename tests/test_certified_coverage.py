@@ -109,6 +109,14 @@ def made(name):
         first[kinked] += size * middle
         second[kinked] += size * (kink - middle)
         signs[kinked] += rng.uniform(3, 6, len(kinked))
+    if name.startswith("diluted"):
+        # One example of a whole batch makes the error: the batch's sign is hardly larger than those of others.
+        signs, kinked = rng.uniform(0.9, 1.1, num_units), rng.integers(num_units)
+        signs[kinked] = 1.5
+        kink = np.maximum(0.0, ALPHAS - 0.4) - ALPHAS * 0.6
+        middle = kink[5] * 4 * shape1
+        first[kinked] += 0.4 * height * middle
+        second[kinked] += 0.4 * height * (kink - middle)
     if name == "label_noise":
         wrong = rng.random(num_units) < 0.2
         first[wrong] *= 8
@@ -123,6 +131,8 @@ MADE = (
         "kinks_1%",
         "kinks_0.2%_alone",
         "kinks_1%_alone",
+        "diluted_kink",
+        "diluted_kink_alone",
         "label_noise",
         "exploding_step",
         "tiny_height",
@@ -364,13 +374,19 @@ def test_the_first_look_has_more_units_where_the_chord_has_its_floor():
     found = certified(levels, sizes, seed=0, tolerance=10.0)
     assert found.looks == 1
     assert len(asked) == len({*asked}), "no loss is evaluated twice"
-    np.testing.assert_array_equal(np.bincount([point for _, point in asked], minlength=11)[1:-1], sizes.second[1:-1])
+    certain = sample_sizes.with_certainty(case.signs, sizes.certain)
+    counts = np.bincount([point for _, point in asked], minlength=11)
+    np.testing.assert_array_equal(counts[1:-1], certain + sizes.second[1:-1])
 
 
 def test_units_are_taken_with_certainty_where_their_signs_tell_them_apart():
-    alike, apart = case_named("vgg11_early"), made("kinks_1%")
+    alike, apart, one = case_named("vgg11_early"), made("kinks_1%"), made("diluted_kink")
     assert sample_sizes.with_certainty(alike.signs, 2) == 0
     assert sample_sizes.with_certainty(apart.signs, 2) >= 2
+    assert sample_sizes.with_certainty(one.signs, 2) == 1
+    one.signs = np.ones_like(one.signs)
+    misses, _ = sampled(one, samplings=500)
+    assert misses > 250, "or the case shows nothing"
 
 
 def test_the_exact_look_leaves_no_doubt_about_the_height_and_evaluates_few_points():
@@ -524,7 +540,7 @@ def test_a_sample_of_all_units_is_exact():
     np.testing.assert_allclose(found.deviation, 0, atol=1e-18)
 
 
-@pytest.mark.parametrize("num_units", [1, 2, 5, 11])
+@pytest.mark.parametrize("num_units", [1, 2, 5, 15])
 def test_too_few_units_are_not_sampled(num_units):
     case = Stored(np.ones(11), np.zeros((num_units, 11)), np.zeros((num_units, 11)), np.ones(num_units))
     sizes = sample_sizes.plan([], np.ones(11), num_units)

@@ -121,13 +121,36 @@ def test_what_is_no_plain_sgd_keeps_where_it_came_from():
 
 
 def test_an_update_that_is_not_what_the_settings_say_is_seen_by_its_length():
-    """Here rounding loses it; an optimizer that is patched would be seen so, too."""
+    """Here rounding loses it."""
     run, points, gradients = quadratic(6, 1e-9)
     assert points.std() == 0
     assert gradients.all()
     assert run.steps["gauge"].isna().tolist() == [True, True, False, False, False, False]
     assert "not -η g_t" in run.steps["gauge_reason"].loc[1]
     assert (run.steps["gauge"].loc[2:] == 0).all()
+    measures = {"kept": sgdwalk.at(sgdwalk.every(1), lambda here: 1.0)}  # until it was taken θ_t stays
+    run, _, _ = quadratic(6, 1e-9, measures=measures)
+    assert run.steps["gauge"].isna().tolist() == [True, False, False, False, False, False]
+    assert (run.steps["gauge"].loc[1:] == 0).all()
+
+
+def test_a_hook_that_moves_the_parameters_too_costs_one_gauge_and_no_right_one():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+
+    def decay(*_):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1 - 1e-3)
+
+    def register(step):
+        if step == 0:
+            optimizer.register_step_pre_hook(decay)
+
+    gauge, twin, kept = trained(model, optimizer, 12, at=register)
+    assert np.isnan(gauge[:3]).tolist() == [True, True, False]
+    assert gauge[2:] == pytest.approx(twin[1:], rel=2e-4, abs=1e-7)
+    assert kept
 
 
 @pytest.mark.parametrize("columns", [sgdwalk.every(3), sgdwalk.one_in(4)])

@@ -142,6 +142,8 @@ def certify(
         more.
     """
     num_units, num_points = len(signs), len(chord) - 1
+    if not fits(sizes, num_units):
+        return None
     certain = with_certainty(signs, sizes.certain)
     sizes = sizes._replace(certain=certain, first=min(sizes.first, num_units - certain))
     if not fits(sizes, num_units):

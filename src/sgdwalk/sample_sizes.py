@@ -18,9 +18,9 @@ AT_FIRST = 2
 needed."""
 SHAPES = 3.0
 """Effective number of points (see :func:`sgdwalk.multilevel.num_shapes`) that looks are planned for."""
-NOTABLE = 2.0
-"""Times the median above which a sign tells that a unit differs more than others do, so that a random one is worth
-less."""
+NOTABLE = 3.5
+"""Standard deviations above the median from which a sign tells that a unit is none like the others; made of the median
+deviation, which the others alone decide (B. Iglewicz and D. C. Hoaglin, "How to Detect and Handle Outliers", 1993)."""
 OUTSTANDING = 5.0
 """Times the median from which a sign makes a unit stand out; at most one unit in forty does."""
 FEWEST = 6
@@ -135,10 +135,13 @@ def with_certainty(signs: Array, most: int) -> int:
     """How many units are taken with certainty, those with the largest signs: as far as they tell anything, ``most`` of
     them, and all that are :func:`outstanding`.
 
-    >>> with_certainty(np.linspace(1.0, 1.5, 100), 2), with_certainty(np.array([1.0] * 96 + [3.0] * 4), 2)
-    (0, 2)
+    >>> alike = np.linspace(1.0, 1.5, 100)
+    >>> with_certainty(alike, 2), with_certainty(np.append(alike, 2.0), 2)
+    (0, 1)
     """
-    return max(min(most, int((signs > NOTABLE * np.median(signs)).sum())), outstanding(signs))
+    above = signs - np.median(signs)
+    notable = above > NOTABLE * 1.4826 * np.median(np.abs(above))
+    return max(min(most, int(notable.sum())), outstanding(signs))
 
 
 def outstanding(signs: Array) -> int:

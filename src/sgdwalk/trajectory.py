@@ -24,7 +24,7 @@ NOT_PLAIN = "the update before was not -η g_t, as SGD without momentum and weig
 NOT_KEPT = "the walk went on from a state without the update before"
 """Why an update has no gauge."""
 
-ROUNDING = 1e-3
+ROUNDING = 1e-5
 """By how much ‖θ_{t+1} - θ_t‖² and η²‖g_t‖² may differ, as a share, for the update to be -η g_t but for rounding."""
 
 
@@ -139,7 +139,7 @@ class Trajectory:
             values["gauge"] = NAN if why else slope
             if why:
                 reasons["gauge"] = why
-            self._follow(rate, gradient.square, position.update)
+            self._follow(rate, gradient.square, position.update, lost=advance)
         if no_cosine:
             values["cosine"], why = NAN, no_cosine
         else:
@@ -165,9 +165,9 @@ class Trajectory:
             self._turn()
         return values, reasons
 
-    def _follow(self, rate: float | None, square: float, update: float) -> None:
+    def _follow(self, rate: float | None, square: float, update: float, *, lost: bool) -> None:
         """Note how the slope along this update will be told with the next gradient; ``square`` is ‖g_t‖², ``update``
-        ‖θ_{t+1} - θ_t‖²."""
+        ‖θ_{t+1} - θ_t‖², and ``lost`` whether θ_t was replaced."""
         self._no_slope, self._rate = "", rate if self.before is None else None
         if self._rate is None:
             return
@@ -175,7 +175,8 @@ class Trajectory:
         if not (math.isfinite(plain) and math.isfinite(update)):
             self._no_slope = "a gradient or an update is not finite"
         elif abs(update - plain) > ROUNDING * plain:  # a hook after the step, say, or η g_t is lost in rounding
-            self._no_slope, self.before = NOT_PLAIN, self.point.clone()
+            self._no_slope, self._rate = NOT_PLAIN if lost else "", None
+            self.before = self.point.clone()
 
     def pass_by(self, *, keep_gradient: bool) -> None:
         """After an update without a look at it; ``keep_gradient`` is for the cosine of the next."""

@@ -115,7 +115,7 @@ class Walk:
         self._epoch: int | None = None
         self._learning_rate = NAN
         self._plain_rate: float | None = None
-        """η of the update under way, where nothing but θ - η g is taken."""
+        """η of the update under way, where nothing but θ - η g is taken and it matters."""
         self._batch_loss: Any = None
         self._unfinished: StepRecord | None = None
         self._resumed_point: str | None = None
@@ -368,7 +368,8 @@ class Walk:
     def _depart(self) -> None:
         self._journal.commit_if_due()
         if self._optimizers:
-            self._learning_rate, self._plain_rate = learning_rate(self._optimizers), plain_rate(self._optimizers)
+            self._learning_rate = learning_rate(self._optimizers)
+            self._plain_rate = plain_rate(self._optimizers) if self._trajectory.gauge else None
         if not self._schedules.always_looks:
             due = bool(self._schedules.at(self._step, self._disable))
             follows = self._schedules.anything_at(self._step + 1)
