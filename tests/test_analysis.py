@@ -264,7 +264,7 @@ def test_description_of_a_walk_that_bounces():
 
 def test_description_of_a_walk_that_only_goes_down():
     words = summary.describe(quadratic_walk(num_steps=20, learning_rate=0.001))
-    assert words[1].startswith("It mostly walks downhill: on 0 of 20 steps")
+    assert words[1].startswith("It mostly walks downhill: only on 0 of 20 steps")
     assert words[3].startswith("Consecutive gradients point in nearly the same direction")
 
 

@@ -94,7 +94,7 @@ def test_words_of_a_sampled_walk():
 @pytest.mark.parametrize(
     ("slope", "told"),
     [
-        (lambda step: -0.1, ": on average they end before the floor of their segment."),
+        (lambda step: -0.1, ": on average the loss still falls there."),
         (lambda step: (-1.0) ** (step // 3), "; whether they go past the floor of their segment it does not tell."),
         (lambda step: NAN, "The mean slope at the end of its updates is unknown."),
     ],

@@ -105,7 +105,7 @@ def _about_the_floor(run: Run, numbers: dict[str, Any]) -> str:
     if 2 * interior >= defined:
         return f"It bounces between the walls of a valley: {between}, and {height}."
     # Where the loss falls all the way, the floor is where the step ends.
-    return f"It mostly walks downhill: {between}; {height} (half of its descent, of a step that passes no floor)."
+    return f"It mostly walks downhill: only {between}; {height} (half of its descent, of a step that passes no floor)."
 
 
 def _about_samples(found: dict[str, Any]) -> str:
@@ -152,7 +152,7 @@ def _about_the_gauge(run: Run) -> list[str]:
     if low > 0:
         tells = f": on average {they} go past the floor of their segment"
     elif high < 0:
-        tells = f": on average {they} end before the floor of their segment"
+        tells = ": on average the loss still falls there"
     else:
         tells = f"; whether {they} go past the floor of their segment it does not tell"
     known = confidence(low, high, "an interval needs nine updates with a gauge")
