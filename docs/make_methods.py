@@ -170,7 +170,8 @@ def certified() -> Iterator[str]:
         "Equal trainings in turns in one process, one watched each way. An exact step is 10 passes over N, whose "
         "points share the work of the MLP's first layer: that makes exact steps cheaper in time than in examples, "
         "and of a certified step only the sampled units. The last share is that of ten evaluations of the whole "
-        "network. Raw numbers, with their machines: "
+        "network. Examples are of all the steps, times of the last of them, which both walks watch. Raw numbers, step "
+        "by step and with their machines: "
         "[results](../benchmarks/results), `certified_segments_*.json`."
     )
     yield ""
