@@ -21,6 +21,7 @@ from sgdwalk.records import NAN
 
 CHANGED = "the parameters were changed after the update before"
 NOT_PLAIN = "the update before was not -η g_t, as SGD without momentum and weight decay takes it"
+NOT_FINITE = "a gradient or an update is not finite"
 NOT_KEPT = "the walk went on from a state without the update before"
 """Why an update has no gauge."""
 
@@ -135,7 +136,7 @@ class Trajectory:
             if self._rate is not None:
                 slope, why = -self._rate * gradient.dot, why or no_cosine
             if not (why or math.isfinite(slope)):
-                why = "a gradient or an update is not finite"
+                why = NOT_FINITE
             values["gauge"] = NAN if why else slope
             if why:
                 reasons["gauge"] = why
@@ -173,7 +174,7 @@ class Trajectory:
             return
         plain = self._rate**2 * square
         if not (math.isfinite(plain) and math.isfinite(update)):
-            self._no_slope = "a gradient or an update is not finite"
+            self._no_slope = NOT_FINITE
         elif abs(update - plain) > ROUNDING * plain:  # a hook after the step, say, or η g_t is lost in rounding
             self._no_slope, self._rate = NOT_PLAIN if lost else "", None
             self.before = self.point.clone()

@@ -114,8 +114,6 @@ class Walk:
         self._step = 0
         self._epoch: int | None = None
         self._learning_rate = NAN
-        self._plain_rate: float | None = None
-        """η of the update under way, where nothing but θ - η g is taken and it matters."""
         self._batch_loss: Any = None
         self._unfinished: StepRecord | None = None
         self._resumed_point: str | None = None
@@ -369,7 +367,6 @@ class Walk:
         self._journal.commit_if_due()
         if self._optimizers:
             self._learning_rate = learning_rate(self._optimizers)
-            self._plain_rate = plain_rate(self._optimizers) if self._trajectory.gauge else None
         if not self._schedules.always_looks:
             due = bool(self._schedules.at(self._step, self._disable))
             follows = self._schedules.anything_at(self._step + 1)
@@ -483,7 +480,8 @@ class Walk:
         if not self._looks:
             self._trajectory.pass_by(keep_gradient=self._keeps_gradient)
             return {}, {}
-        columns = self._trajectory.measure(advance=advance, rate=self._plain_rate)
+        rate = plain_rate(self._optimizers) if self._trajectory.gauge else None
+        columns = self._trajectory.measure(advance=advance, rate=rate)
         return columns if wanted else ({}, {})
 
     def _measure(self, due: set[str]) -> Measurement:
