@@ -57,21 +57,28 @@ def test_sums_equal_their_float64_twins(kernel, dtype, chunk, small, monkeypatch
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_sums_of_an_update_are_those_of_its_parts(kernel, dtype):
+@pytest.mark.parametrize("scale", [1.0, 1e-22], ids=["ordinary", "outside float32"])
+@pytest.mark.parametrize("with_before", [False, True])
+def test_the_sums_of_an_update_are_those_of_its_parts(kernel, dtype, scale, with_before):
     """Bit for bit: an update after one that was passed by repeats what a walk that looks at every one found."""
-    vector, gradients = make_vector(dtype), [p.detach() for p in make_vector(dtype, seed=1).parameters]
+    vector, gradients = make_vector(dtype), [scale * p.detach() for p in make_vector(dtype, seed=1).parameters]
+    for parameter in vector.parameters:
+        parameter.data.mul_(scale)
     gradients[3] = None
-    kept, start, previous = (twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4))
-    alone, theta = previous.clone(), vector.read()
+    kept, start, previous, before = (scale * twin(make_vector(dtype, seed)).to(dtype) for seed in (2, 3, 4, 5))
+    here, alone, theta = kept.clone(), previous.clone(), vector.read()
     of_gradients, there = kernel().gradient_sums(vector, gradients, alone), kernel().position_sums(vector, kept, start)
+    assert of_gradients.square > 0
+    assert there.update > 0
     for advance in (False, True):
-        again = previous.clone()
-        sums, position = kernel().update_sums(vector, gradients, again, kept, start, advance=advance)
+        again, oldest = previous.clone(), before.clone() if with_before else None
+        sums, position = kernel().update_sums(vector, gradients, again, kept, start, oldest, advance=advance)
         assert (sums.dot, sums.square) == (of_gradients.dot, of_gradients.square)
-        assert math.isnan(sums.slope)
+        assert math.isnan(sums.slope) != with_before
         assert position == there
         assert torch.equal(again, alone)
-        assert torch.equal(kept, theta) == advance
+        assert torch.equal(kept, theta if advance and not with_before else here)
+        assert oldest is None or torch.equal(oldest, theta if advance else before)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -243,9 +250,9 @@ def test_numpy_serves_where_numba_is_absent_and_torch_on_other_devices(monkeypat
     assert kernels.choose_kernel(torch.device("cuda")).name == "torch"
 
 
-def test_the_compiled_loops_know_the_same_bound():
+def test_the_compiled_loops_know_the_same_bounds():
     loops = pytest.importorskip("sgdwalk.fused_loops", reason="numba is not installed")
-    assert loops.SAFE_SUM == kernels.SAFE_SUM
+    assert (loops.SAFE_SUM, loops.FUSED_BLOCK) == (kernels.SAFE_SUM, kernels.BLOCK)
 
 
 def test_the_loops_compile_where_nothing_can_be_kept():

@@ -1,20 +1,21 @@
 """The compiled loops over vectors given by address, each cut into blocks; needs numba.
 
 Sums may be reordered, but NaN and infinity keep their meaning. A block whose sums are too small or too large for
-float32 is summed once more in float64 while it is in the cache: ``zero`` tells the precision. Each sum is chosen on its
-own, so that its last digits do not depend on the others: a resumed walk repeats them.
+float32 is summed once more in float64 while it is in the cache. Each sum is chosen on its own, so that its last digits
+do not depend on the others: a resumed walk repeats them.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba as _numba
 import numpy as np
 
 numba: Any = _numba
-FUSED_BLOCK = 256
-"""Coordinates of a block: the compiler makes a library call of a block's copy, and longer ones start slowly."""
+FUSED_BLOCK = 512
+"""Coordinates of a block: that of ``kernels``, written out as below."""
 SAFE_SUM = 1e-30
 """That of ``kernels``, written out: code that is kept knows of changes in this file only."""
 FASTMATH = {"reassoc", "contract", "nsz"}
@@ -34,12 +35,16 @@ KEYS = keys(2 * FUSED_BLOCK)
 """Of the marks, for the 32-bit words of one block."""
 
 
-def jit(function: Any) -> Any:
+def jit(function: Any, **options: Any) -> Any:
     """Compile at the first call and keep the code on disk, so that the next process starts at once."""
     try:
-        return numba.njit(function, fastmath=FASTMATH, cache=True)
+        return numba.njit(function, fastmath=FASTMATH, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
-        return numba.njit(function, fastmath=FASTMATH)
+        return numba.njit(function, fastmath=FASTMATH, **options)
+
+
+jit_inline = functools.partial(jit, forceinline=True)
+"""Puts a loop in place of its call, or arrays that it reads and writes are not known to be apart: 4 times slower."""
 
 
 @numba.extending.intrinsic
@@ -65,12 +70,6 @@ def in_range(value):
 @jit
 def chosen(narrow, wide):
     return np.float64(narrow) if in_range(narrow) else wide
-
-
-@jit
-def copy(source, target):
-    for i in range(source.size):
-        target[i] = source[i]
 
 
 # -------------------------------------------------------------------------------------------------- has θ been moved?
@@ -121,18 +120,39 @@ def marks(addresses, bounds, words):
 
 
 # ----------------------------------------------------------------------------------------------------- an update's sums
-@jit
-def gradient_block(gradient, kept, zero):
-    dot = square = zero
+# A block is summed and replaced in one loop; ``olds`` gets what it held before, for the sums in float64.
+@jit_inline
+def gradient_block(gradient, kept, olds):
+    dot = square = gradient.dtype.type(0)
     for i in range(gradient.size):
-        value = gradient[i] + zero
-        dot += value * kept[i]
+        value, old = gradient[i], kept[i]
+        dot += value * old
         square += value * value
+        olds[i] = old
+        kept[i] = value
     return dot, square
 
 
-@jit
-def slope_block(gradient, point, before, zero):
+@jit_inline
+def position_block(values, kept, start, olds, into):
+    param = update = distance = values.dtype.type(0)
+    for i in range(values.size):
+        value, old = values[i], kept[i]
+        step = value - old
+        displacement = value - start[i]
+        param += value * value
+        update += step * step
+        distance += displacement * displacement
+        olds[i] = old
+        if into is None:  # compiled on its own, for the compiler must see that what is written was read just there
+            kept[i] = value
+        else:
+            into[i] = value
+    return param, update, distance
+
+
+@jit_inline
+def slope_block(gradient, point, before, zero):  # ``zero`` tells the precision
     slope = zero
     for i in range(gradient.size):
         slope += (gradient[i] + zero) * ((point[i] + zero) - before[i])
@@ -140,10 +160,20 @@ def slope_block(gradient, point, before, zero):
 
 
 @jit
-def position_block(values, kept, start, zero):
-    param = update = distance = zero
+def wide_gradient_block(gradient, kept):
+    dot = square = 0.0
+    for i in range(gradient.size):
+        value = np.float64(gradient[i])
+        dot += value * kept[i]
+        square += value * value
+    return dot, square
+
+
+@jit
+def wide_position_block(values, kept, start):
+    param = update = distance = 0.0
     for i in range(values.size):
-        value = values[i] + zero
+        value = np.float64(values[i])
         step = value - kept[i]
         displacement = value - start[i]
         param += value * value
@@ -165,6 +195,7 @@ def update_sums(places, bounds, words, like, take, look, advance):
     dot = square = param = update = distance = 0.0
     slope = 0.0 if before else np.nan
     zero, mark = like.dtype.type(0), np.uint64(0)
+    held, aside = np.empty(FUSED_BLOCK, like.dtype), np.empty(FUSED_BLOCK, like.dtype)
     for index in range(number):
         size, shift = bounds[index + 1] - bounds[index], 4 * words * bounds[index]
         olds, points = array(previous + shift, size, like), array(point + shift, size, like)
@@ -176,32 +207,34 @@ def update_sums(places, bounds, words, like, take, look, advance):
         for i in range(0, size, FUSED_BLOCK):
             to = min(i + FUSED_BLOCK, size)
             if take and places[index]:
-                new, old = news[i:to], olds[i:to]
+                new = news[i:to]
                 if before:
                     narrow = slope_block(new, points[i:to], befores[i:to], zero)
                     slope += narrow if in_range(narrow) else slope_block(new, points[i:to], befores[i:to], 0.0)
-                one = gradient_block(new, old, zero)
+                one = gradient_block(new, olds[i:to], held)
                 if in_range(one[0]) and in_range(one[1]):
                     dot += one[0]
                     square += one[1]
                 else:
-                    wide = gradient_block(new, old, 0.0)
+                    wide = wide_gradient_block(new, held)
                     dot += chosen(one[0], wide[0])
                     square += chosen(one[1], wide[1])
-                copy(new, old)
             if look:
                 value, here, origin = values[i:to], points[i:to], starts[i:to]
-                sums = position_block(value, here, origin, zero)
+                if advance and not before:
+                    sums = position_block(value, here, origin, held, None)
+                elif advance:
+                    sums = position_block(value, here, origin, held, befores[i:to])
+                else:
+                    sums = position_block(value, here, origin, held, aside)
                 if in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2]):
                     param += sums[0]
                     update += sums[1]
                     distance += sums[2]
                 else:
-                    widest = position_block(value, here, origin, 0.0)
+                    widest = wide_position_block(value, held, origin)
                     param += chosen(sums[0], widest[0])
                     update += chosen(sums[1], widest[1])
                     distance += chosen(sums[2], widest[2])
-                if advance:
-                    copy(value, befores[i:to] if before else here)
                 mark = joined(mark, bits[words * i : words * to])
     return dot, square, slope, param, update, distance, mark

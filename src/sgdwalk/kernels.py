@@ -356,7 +356,8 @@ class NumbaKernel:
         self, vector: ParameterVector, gradients: Sequence[Tensor | None], previous: Tensor
     ) -> GradientSums:
         nothing = [None] * len(gradients)
-        return self._both(vector, gradients, nothing, [previous, None, None, None], (True, False, False))[0]
+        kept = [previous, None, None, None]
+        return self._both(vector, _in_order(gradients), nothing, kept, (True, False, False))[0]
 
     def position_sums(self, vector: ParameterVector, point: Tensor, start: Tensor) -> PositionSums:
         nothing = [None] * len(vector.parameters)
@@ -389,8 +390,8 @@ class NumbaKernel:
         kept: Sequence[Tensor | None],
         do: tuple[bool, bool, bool],
     ) -> tuple[GradientSums, PositionSums]:
-        """``kept``: g_{t-1}, θ_t, θ_0 and θ_{t-1}; ``do``: sum over gradients, over parameters, keep θ."""
-        held = [*_in_order(gradients), *_in_order(parameters), *kept]
+        """``gradients`` in order; ``kept``: g_{t-1}, θ_t, θ_0, θ_{t-1}; ``do``: sum over the former, over θ, keep θ."""
+        held = [*gradients, *_in_order(parameters), *kept]
         words, like = (1, FLOAT32) if vector.dtype == torch.float32 else (2, FLOAT64)
         sums = self._sums(np.array(_addresses(held)), vector.bounds, words, like, *do)
         return GradientSums(*sums[:3]), PositionSums(*sums[3:])
