@@ -81,6 +81,33 @@ def test_the_sums_of_an_update_are_those_of_its_parts(kernel, dtype, scale, with
         assert oldest is None or torch.equal(oldest, theta if advance else before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_before", [False, True])
+def test_the_sums_do_not_depend_on_where_the_vectors_lie(dtype, with_before):
+    """Bit for bit, also where one begins right behind another: a compiler's loop may take another way there."""
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 8, 20, 33, 63, 100, 511, 512, 513, 545, 1024):
+        values = torch.randn(6, size, dtype=dtype, generator=generator)
+        found = set()
+        for gap in (0, 1, 4, 8, 24, 100, 5000):
+            room = torch.zeros(6 * (size + gap), dtype=dtype)
+            theta, gradient, *kept = (room[i * (size + gap) :][:size].copy_(row) for i, row in enumerate(values))
+            before = kept.pop() if with_before else None
+            vector = ParameterVector([nn.Parameter(theta)])
+            assert vector.parameters[0].data_ptr() == room.data_ptr()
+            found.add(NumbaKernel().update_sums(vector, [gradient], *kept[:3], before, advance=True)[:2])
+        assert len({str(each) for each in found}) == 1, size
+
+
+def test_an_empty_vector_is_one():
+    """An empty tensor may lie at address 0, as what is not kept did."""
+    vector, empty = ParameterVector([nn.Parameter(torch.zeros(0))]), torch.zeros(0)
+    for kernel in (NumbaKernel, NumpyKernel, TorchKernel):
+        sums, there = kernel().update_sums(vector, [empty], empty, empty, empty, empty, advance=True)
+        assert (sums, there[:3]) == ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("small", [1, kernels.SMALL], ids=["by itself", "gathered"])
 def test_missing_gradient_counts_as_zeros(kernel, small, monkeypatch):

@@ -19,6 +19,8 @@ FUSED_BLOCK = 512
 SAFE_SUM = 1e-30
 """That of ``kernels``, written out: code that is kept knows of changes in this file only."""
 FASTMATH = {"reassoc", "contract", "nsz"}
+NOWHERE = -1
+"""The address of a vector that is not there; an empty one may lie at 0."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number: a mark times it is another one for every other mark."""
 
@@ -120,21 +122,52 @@ def marks(addresses, bounds, words):
 
 
 # ----------------------------------------------------------------------------------------------------- an update's sums
-# A block is summed and replaced in one loop; ``olds`` gets what it held before, for the sums in float64.
+# Whole blocks are summed and replaced in one loop. Before it runs with vector instructions the processor sees that
+# what is written lies apart from what is read, and two vectors of less than a block may lie too close for that: these
+# are summed in loops that write nothing, or in what order would depend on where they lie.
 @jit_inline
-def gradient_block(gradient, kept, olds):
+def copy(source, target):
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@jit
+def gradient_block(gradient, previous, zero):  # ``zero`` tells the precision, as below
+    dot = square = zero
+    for i in range(gradient.size):
+        value = gradient[i] + zero
+        dot += value * previous[i]
+        square += value * value
+    return dot, square
+
+
+@jit_inline
+def replace_gradient_block(gradient, kept, previous):
     dot = square = gradient.dtype.type(0)
     for i in range(gradient.size):
         value, old = gradient[i], kept[i]
         dot += value * old
         square += value * value
-        olds[i] = old
+        previous[i] = old
         kept[i] = value
     return dot, square
 
 
+@jit
+def position_block(values, point, start, zero):
+    param = update = distance = zero
+    for i in range(values.size):
+        value = values[i] + zero
+        step = value - point[i]
+        displacement = value - start[i]
+        param += value * value
+        update += step * step
+        distance += displacement * displacement
+    return param, update, distance
+
+
 @jit_inline
-def position_block(values, kept, start, olds, into):
+def replace_position_block(values, kept, start, point):
     param = update = distance = values.dtype.type(0)
     for i in range(values.size):
         value, old = values[i], kept[i]
@@ -143,16 +176,13 @@ def position_block(values, kept, start, olds, into):
         param += value * value
         update += step * step
         distance += displacement * displacement
-        olds[i] = old
-        if into is None:  # compiled on its own, for the compiler must see that what is written was read just there
-            kept[i] = value
-        else:
-            into[i] = value
+        point[i] = old
+        kept[i] = value
     return param, update, distance
 
 
 @jit_inline
-def slope_block(gradient, point, before, zero):  # ``zero`` tells the precision
+def slope_block(gradient, point, before, zero):
     slope = zero
     for i in range(gradient.size):
         slope += (gradient[i] + zero) * ((point[i] + zero) - before[i])
@@ -160,79 +190,69 @@ def slope_block(gradient, point, before, zero):  # ``zero`` tells the precision
 
 
 @jit
-def wide_gradient_block(gradient, kept):
-    dot = square = 0.0
-    for i in range(gradient.size):
-        value = np.float64(gradient[i])
-        dot += value * kept[i]
-        square += value * value
-    return dot, square
-
-
-@jit
-def wide_position_block(values, kept, start):
-    param = update = distance = 0.0
-    for i in range(values.size):
-        value = np.float64(values[i])
-        step = value - kept[i]
-        displacement = value - start[i]
-        param += value * value
-        update += step * step
-        distance += displacement * displacement
-    return param, update, distance
-
-
-@jit
 def update_sums(places, bounds, words, like, take, look, advance):
     """dot, square and slope of the gradients; param, update and distance of the parameters, and their mark.
 
-    ``places`` are the addresses of the gradients, 0 counts as zeros, of the parameters, and of the flat vectors
-    g_{t-1}, θ_t, θ_0 and θ_{t-1}, 0 where that is not kept. ``take`` sums over the gradients, which replace g_{t-1};
-    ``look`` over the parameters, which with ``advance`` replace the oldest point that is kept.
+    ``places`` are the addresses of the gradients, ``NOWHERE`` counts as zeros, of the parameters, and of the flat
+    vectors g_{t-1}, θ_t, θ_0 and θ_{t-1}, ``NOWHERE`` where that is not kept. ``take`` sums over the gradients, which
+    replace g_{t-1}; ``look`` over the parameters, which with ``advance`` replace the oldest point that is kept.
     """
     number = bounds.size - 1
-    previous, point, start, before = places[2 * number], places[-3], places[-2], places[-1]
+    gradients, parameters, kept = places[:number], places[number : 2 * number], places[2 * number :]
+    has_before = kept[3] != NOWHERE
     dot = square = param = update = distance = 0.0
-    slope = 0.0 if before else np.nan
+    slope = 0.0 if has_before else np.nan
     zero, mark = like.dtype.type(0), np.uint64(0)
-    held, aside = np.empty(FUSED_BLOCK, like.dtype), np.empty(FUSED_BLOCK, like.dtype)
+    # What a block of g_{t-1} or θ_t was, and one of θ_t to be replaced where no point is.
+    scratch, aside = np.empty(FUSED_BLOCK, like.dtype), np.empty(FUSED_BLOCK, like.dtype)
     for index in range(number):
         size, shift = bounds[index + 1] - bounds[index], 4 * words * bounds[index]
-        olds, points = array(previous + shift, size, like), array(point + shift, size, like)
-        starts, befores = array(start + shift, size, like), array(before + shift, size, like)
-        news, values = array(places[index], size, like), array(places[number + index], size, like)
-        bits = array(places[number + index], words * size, KEYS)
-        if take and not places[index]:
-            olds[:] = 0
+        previous, point = array(kept[0] + shift, size, like), array(kept[1] + shift, size, like)
+        start, before = array(kept[2] + shift, size, like), array(kept[3] + shift, size, like)
+        gradient, values = array(gradients[index], size, like), array(parameters[index], size, like)
+        bits = array(parameters[index], words * size, KEYS)
+        takes = take and gradients[index] != NOWHERE
+        if take and not takes:
+            previous[:] = 0
         for i in range(0, size, FUSED_BLOCK):
             to = min(i + FUSED_BLOCK, size)
-            if take and places[index]:
-                new = news[i:to]
-                if before:
-                    narrow = slope_block(new, points[i:to], befores[i:to], zero)
-                    slope += narrow if in_range(narrow) else slope_block(new, points[i:to], befores[i:to], 0.0)
-                one = gradient_block(new, olds[i:to], held)
+            whole, held = to - i == FUSED_BLOCK, scratch[: to - i]
+            if takes:
+                new, old = gradient[i:to], previous[i:to]
+                if has_before:
+                    narrow = slope_block(new, point[i:to], before[i:to], zero)
+                    slope += narrow if in_range(narrow) else slope_block(new, point[i:to], before[i:to], 0.0)
+                if whole:
+                    one = replace_gradient_block(new, old, held)
+                else:
+                    copy(old, held)
+                    one = gradient_block(new, held, zero)
+                    copy(new, old)
                 if in_range(one[0]) and in_range(one[1]):
                     dot += one[0]
                     square += one[1]
                 else:
-                    wide = wide_gradient_block(new, held)
+                    wide = gradient_block(new, held, 0.0)
                     dot += chosen(one[0], wide[0])
                     square += chosen(one[1], wide[1])
             if look:
-                value, here, origin = values[i:to], points[i:to], starts[i:to]
-                if advance and not before:
-                    sums = position_block(value, here, origin, held, None)
-                elif advance:
-                    sums = position_block(value, here, origin, held, befores[i:to])
+                here, there, origin = point[i:to], values[i:to], start[i:to]
+                replaced = here
+                if has_before or not advance:
+                    replaced = before[i:to] if advance else aside[: to - i]
+                    copy(here, replaced)
+                if whole:
+                    sums = replace_position_block(there, replaced, origin, held)
                 else:
-                    sums = position_block(value, here, origin, held, aside)
+                    copy(here, held)
+                    sums = position_block(there, held, origin, zero)
+                    copy(there, replaced)
                 if in_range(sums[0]) and in_range(sums[1]) and in_range(sums[2]):
                     param += sums[0]
                     update += sums[1]
                     distance += sums[2]
                 else:
-                    widest = wide_position_block(value, held, origin)
+                    widest = position_block(there, held, origin, 0.0)
                     param += chosen(sums[0], widest[0])
                     update += chosen(sums[1], widest[1])
                     distance += chosen(sums[2], widest[2])

@@ -408,8 +408,8 @@ def _in_order(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    """Where each tensor's first coordinate lies; 0 for None."""
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    """Where each tensor's first coordinate lies; -1 for None, for an empty one may lie at 0."""
+    return [-1 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 FLOAT32, FLOAT64 = np.empty(0, np.float32), np.empty(0, np.float64)
