@@ -149,6 +149,16 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
             f"{percent(gauge['error of the mean'])} from the exact mean slope, which its interval "
             f"{'held' if gauge['coverage'] else 'did not hold'}."
         )
+        unknown = {
+            name: row for name, row in each.price.items() if name.startswith("certified") and name not in each.error
+        }
+        if unknown:
+            prices = ", ".join(f"{name}: {times(row['training with it / bare'])}" for name, row in unknown.items())
+            yield ""
+            yield (
+                f"Not in the table, as no error was measured: {prices}. There are few evaluation batches "
+                "to sample from here, and such a walk is not worth its price."
+            )
     yield ""
     yield from certified()
     yield ""

@@ -100,6 +100,9 @@ def test_watched_updates_of_gd_are_counted_over_the_whole_run():
             "spectral_epochs: an epoch must be an integer of at least 1 and at most 10; got 11",
         ),
         ({"method": "sampled"}, "method must be one of exact, certified; got 'sampled'"),
+        ({"tolerance": 0.01}, "tolerance=0.01 is for method=certified"),
+        ({"certify": "curve"}, "certify='curve' is for method=certified"),
+        ({"barriers": "exact"}, "barriers='exact' is for method=certified"),
         ({"tolerance": 1.0}, "tolerance must be a share of the height between 0 and 1; got 1.0"),
         ({"barriers": "guessed"}, "barriers must be one of estimated, exact; got 'guessed'"),
         ({"certify": "floor"}, "certify must be one of height, curve; got 'floor'"),
@@ -188,6 +191,9 @@ def test_every_setting_counts_in_the_hash_and_is_named_where_it_differs():
     for name, value in OTHERS.items():
         if name in ("network", "augment"):  # these are for photographs
             experiment = replace(experiment, dataset="cifar10", num_train=1400)
+        experiment = replace(
+            experiment, method="certified" if name in ("tolerance", "barriers", "certify") else "exact"
+        )
         if name == "after":
             value = replace(experiment, epochs=2)
         if name == "peak_rate":  # it and a height are for schedules that need them

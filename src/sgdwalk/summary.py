@@ -55,7 +55,8 @@ def _about_the_loss(run: Run, numbers: dict[str, Any]) -> str:
         return f"{made}; the full training loss was sampled along {num_sampled:,} of them."
     if losses.empty:
         return f"{made}; the full training loss was measured along none of them."
-    how = "estimated" if (run.segments["kind"] == "estimated").any() else "measured"
+    num_estimated = run.segments.loc[run.segments["kind"] == "estimated", "step"].nunique()
+    how = {0: "measured", numbers["num_watched"]: "estimated"}.get(num_estimated, "measured or estimated")
     return (
         f"{made}; the full training loss was {how} along {numbers['num_watched']:,} of them and went from "
         f"{number(losses['loss'].iloc[0])} to {number(losses['next_loss'].iloc[-1])}."
@@ -101,11 +102,13 @@ def _about_the_floor(run: Run, numbers: dict[str, Any]) -> str:
         return "How high it walks above the valley floor is unknown: no segment has finite losses throughout."
     interior = round(numbers["interior_floor_share"] * defined)
     height = f"its mean height above the valley floor is {number(numbers['mean_height'])}"
-    between = f"on {interior:,} of {count(defined, 'step')} the loss is lowest between the two iterates"
+    some = f"{interior:,}" if interior else "none"
+    between = f"on {some} of {count(defined, 'step')} the loss is lowest between the two iterates"
     if 2 * interior >= defined:
         return f"It bounces between the walls of a valley: {between}, and {height}."
     # Where the loss falls all the way, the floor is where the step ends.
-    return f"It mostly walks downhill: only {between}; {height} (half of its descent, of a step that passes no floor)."
+    only = "only " if interior else ""
+    return f"It mostly walks downhill: {only}{between}; {height} (half of its descent, of a step that passes no floor)."
 
 
 def _about_samples(found: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ from sgdwalk.kernels import choose_kernel
 from sgdwalk.params import ParameterVector, dense_gradient, tensor_bytes
 from sgdwalk.records import NAN
 
-CHANGED = "the parameters were changed after the update before"
-NOT_PLAIN = "the update before was not -η g_t, as SGD without momentum and weight decay takes it"
+CHANGED = "the parameters were changed, or others added, after the update before"
+NOT_PLAIN = "the update before was not -η g_t, as SGD without momentum and weight decay takes it, or lost in rounding"
 NOT_FINITE = "a gradient or an update is not finite"
 NOT_KEPT = "the walk went on from a state without the update before"
 """Why an update has no gauge."""
@@ -168,7 +168,7 @@ class Trajectory:
 
     def _follow(self, rate: float | None, square: float, update: float, *, lost: bool) -> None:
         """Note how the slope along this update will be told with the next gradient; ``square`` is ‖g_t‖², ``update``
-        ‖θ_{t+1} - θ_t‖², and ``lost`` whether θ_t was replaced."""
+        ‖θ_{t+1} - θ_t‖², and ``lost`` whether θ_t was replaced: then that of the next one will be."""
         self._no_slope, self._rate = "", rate if self.before is None else None
         if self._rate is None:
             return

@@ -185,6 +185,13 @@ class Experiment:
             raise sgdwalk.InputError(
                 f"tolerance must be a share of the height between 0 and 1; got {self.tolerance!r}."
             )
+        if self.method == "exact":
+            for name in ("tolerance", "barriers", "certify"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise sgdwalk.InputError(
+                        f"{name}={getattr(self, name)!r} is for method=certified; method=exact measures every loss: "
+                        f"add --method certified, or leave out {name}."
+                    )
         check_count("curvature_every", self.curvature_every, 1)
         check_count("curvature_first", self.curvature_first, 1)
         check_count("curvature_examples", self.curvature_examples, 2, self.num_examples)
