@@ -156,8 +156,8 @@ def lines(measured: Mapping[str, Measured]) -> Iterator[str]:
             prices = ", ".join(f"{name}: {times(row['training with it / bare'])}" for name, row in unknown.items())
             yield ""
             yield (
-                f"Not in the table, as no error was measured: {prices}. There are few evaluation batches "
-                "to sample from here, and such a walk is not worth its price."
+                f"Not in table and picture, as no error was measured: {prices}; there are few evaluation batches to "
+                "sample from here."
             )
     yield ""
     yield from certified()

@@ -122,9 +122,9 @@ def marks(addresses, bounds, words):
 
 
 # ----------------------------------------------------------------------------------------------------- an update's sums
-# Whole blocks are summed and replaced in one loop. Before it runs with vector instructions the processor sees that
-# what is written lies apart from what is read, and two vectors of less than a block may lie too close for that: these
-# are summed in loops that write nothing, or in what order would depend on where they lie.
+# Whole blocks are summed and replaced in one loop. It runs with vector instructions only where what is written lies
+# apart from what is read, and two vectors of less than a block may lie too close: these are summed in loops that write
+# nothing, or the order of their sums would depend on where they lie.
 @jit_inline
 def copy(source, target):
     for i in range(source.size):
@@ -203,7 +203,7 @@ def update_sums(places, bounds, words, like, take, look, advance):
     dot = square = param = update = distance = 0.0
     slope = 0.0 if has_before else np.nan
     zero, mark = like.dtype.type(0), np.uint64(0)
-    # What a block of g_{t-1} or θ_t was, and one of θ_t to be replaced where no point is.
+    # What a block of g_{t-1} or θ_t was; and a copy of one of θ_t, to be replaced where no point is.
     scratch, aside = np.empty(FUSED_BLOCK, like.dtype), np.empty(FUSED_BLOCK, like.dtype)
     for index in range(number):
         size, shift = bounds[index + 1] - bounds[index], 4 * words * bounds[index]

@@ -168,7 +168,7 @@ class Trajectory:
 
     def _follow(self, rate: float | None, square: float, update: float, *, lost: bool) -> None:
         """Note how the slope along this update will be told with the next gradient; ``square`` is ‖g_t‖², ``update``
-        ‖θ_{t+1} - θ_t‖², and ``lost`` whether θ_t was replaced: then that of the next one will be."""
+        ‖θ_{t+1} - θ_t‖². ``lost``: θ_t was replaced, so that of an update that was not -η g_t cannot be told."""
         self._no_slope, self._rate = "", rate if self.before is None else None
         if self._rate is None:
             return
