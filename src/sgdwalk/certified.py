@@ -285,6 +285,8 @@ class CertifiedSegments(Segments):
     def _losses_at(self, query: Query, points: Sequence[int]) -> list[float]:
         """L at points of the grid."""
         assert self.passage is not None
+        if self.passage.units.whole:
+            return [self.passage.loss_at(k).mean for k in points]
         self.passage.examples += len(points) * self._full_loss.data.num_examples
         alphas = [grid(self._num_points)[k] for k in points]
         return [sums.mean for sums in losses_at(self._full_loss, query.start, query.end, alphas)]

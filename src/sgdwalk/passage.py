@@ -68,6 +68,8 @@ class Passage:
         self._end: Sequence[Tensor] = ()
         self._middles: dict[int, NDArray[np.float64]] = {}
         self._unit_counts: dict[int, float] = {}
+        self._seen: dict[tuple[int, int], Any] = {}
+        """Sum and count of evaluation batches at points of the grid, where batches are the units."""
         self._batch_counts: Sequence[float] | None = None
         """What loss_fn counts for each evaluation batch at the end, where it is known."""
         self._group = max(1, int(GROUP_BATCHES_BYTES // max(1.0, size * max(source.data.sizes))))
@@ -81,12 +83,12 @@ class Passage:
         self._start, self._end = start, end
         self.examples = 0
         self.kept = None
-        self._middles, self._unit_counts, self.counts_hold = {}, {}, True
+        self._middles, self._unit_counts, self._seen, self.counts_hold = {}, {}, {}, True
 
     def end(self) -> None:
         """Let go of everything but what :attr:`kept` holds for others."""
         self._start, self._end = (), ()
-        self._starts, self._middles, self._unit_counts, self.kept = None, {}, {}, None
+        self._starts, self._middles, self._unit_counts, self._seen, self.kept = None, {}, {}, {}, None
 
     def _at(self, alpha: float) -> None:
         lerp_into(self.source.site.targets, self._start, self._end, alpha)
@@ -153,6 +155,21 @@ class Passage:
         self._node = middle_node(np.array([start.mean, *inside, end.mean]))
         return start, chord, signs, end
 
+    def loss_at(self, k: int) -> LossSums:
+        """L at a point of the grid, the units being evaluation batches: those of the sample are not evaluated again."""
+        assert self.units.whole
+        self._at(grid(self._num_points)[k])
+        missing = [index for index in range(len(self.source.data)) if (index, k) not in self._seen]
+        for index in missing:
+            self._see([index], k, [self._outputs(index)])
+        return as_sums([self._seen[index, k] for index in range(len(self.source.data))])
+
+    def _see(self, units: Sequence[int] | NDArray[np.intp], k: int, outputs: Sequence[tuple[Any, Any]]) -> None:
+        """Keep what makes the loss of units at a point of the grid, for the case that it is wanted of all."""
+        if self.units.whole:
+            for unit, (output, target) in zip(map(int, units), outputs, strict=True):
+                self._seen[unit, k] = self.source.sum_and_count(output, target, self.source.data.sizes[unit])
+
     def _groups(self) -> Iterator[range]:
         for low in range(0, len(self.source.data), self._group):
             yield range(low, min(low + self._group, len(self.source.data)))
@@ -181,6 +198,7 @@ class Passage:
         sides = self._ends_of(units)
         self._at(grid(self._num_points)[self._node])
         outputs = self._evaluate(units)
+        self._see(units, self._node, outputs)
         sides.insert(1, [floats(output) for output, _ in outputs])
         weights = lagrange((0, self._node, self._num_points), self._num_points)[self._interior]
         found = np.zeros((len(units), self._num_points + 1))
@@ -206,6 +224,7 @@ class Passage:
         found = np.zeros((len(units), self._num_points + 1))
 
         def put(low: int, k: int, outputs: list[tuple[Any, Any]]) -> None:
+            self._see(units[low : low + len(outputs)], k, outputs)
             for positions in alike(outputs):
                 sums = self._loss.sums(
                     joined([outputs[position][0] for position in positions], torch.stack),
