@@ -4,15 +4,15 @@
 
 Equal nets train on the same mini-batches in turns of ``--steps`` updates: unwatched, watched with NumPy's operations,
 with the fused loops that numba compiles, and so with the gauge besides, each at every update and at one in ten, drawn
-at random. They train by SGD without momentum; with it, where the gauge needs a vector more, beside a bare training with
-momentum. Random inputs of MNIST's shape serve where no data are named: no number here depends on the pixels.
+at random. They train by SGD without momentum; with it, where θ_t is kept at every update and the gauge needs a vector
+more, beside a bare training with momentum. Random inputs of MNIST's shape serve where no data are named: no number here
+depends on the pixels.
 
 ``hooks alone``: a walk whose columns are made up, without a look at any vector. ``memory floor``: a bare training
-whose updates come with what the columns cannot do without, compiled to one pass each and with no walk around it: θ_t
-is read before the update, to see that it is as the last one left it (1 vector is read), g_t is multiplied by and kept
-in place of g_{t-1} (2 read, 1 written), θ_{t+1} is held against θ_t and θ_0 and kept (3 read, 1 written). ``least
-traffic``: the same for a tool that trusts the loop: θ_t is as the last update left it, and nothing writes to g_{t-1},
-which is kept without a copy (5 read, 1 written).
+whose updates come with what the columns cannot do without, compiled to one pass each and with no walk around it: g_t
+is multiplied by and kept in place of g_{t-1} (2 vectors read, 1 written), θ_{t+1} is held against θ_0 (2 read).
+``memory floor, θ_t kept``: where the update may be another than -η g_t, θ_t is read before it, to see that it is as the
+last one left it (1 read), and θ_{t+1} is held against it, too, and kept (1 read, 1 written).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sgdwalk.kernels import GradientSums, NumbaKernel, NumpyKernel, PositionSums
 HOOKS = "hooks alone"
 ONE_IN = 10
 BARE = ("bare", "bare, momentum")
-FLOOR, LEAST = "memory floor", "least traffic"
+FLOOR, KEPT = "memory floor", "memory floor, θ_t kept"
 
 
 class NoKernel:
@@ -111,20 +111,20 @@ def sum_of_bits(vector):
 
 
 @numba.njit(fastmath=True)
-def dot(one, other):
-    total = np.float32(0)
-    for i in range(len(one)):
-        total += one[i] * other[i]
-    return total
-
-
-@numba.njit(fastmath=True)
 def dot_and_keep(gradient, kept):
     total = np.float32(0)
     for i in range(len(gradient)):
         total += gradient[i] * kept[i]
         kept[i] = gradient[i]
     return total
+
+
+@numba.njit(fastmath=True)
+def squares(theta, start):
+    distance = np.float32(0)
+    for i in range(len(theta)):
+        distance += (theta[i] - start[i]) ** 2
+    return distance
 
 
 @numba.njit(fastmath=True)
@@ -140,8 +140,8 @@ def squares_and_keep(theta, kept, start):
 class Traffic:
     """What the columns of one update read and write, with little else done."""
 
-    def __init__(self, model: nn.Module, *, trusting: bool):
-        self.parameters, self.trusting = list(model.parameters()), trusting
+    def __init__(self, model: nn.Module, *, keeps_point: bool):
+        self.parameters, self.keeps_point = list(model.parameters()), keeps_point
         self.kept = [theta.copy() for theta in self.thetas()]
         self.start = [theta.copy() for theta in self.thetas()]
         self.previous = [np.zeros_like(theta) for theta in self.thetas()]
@@ -150,20 +150,19 @@ class Traffic:
         return [parameter.detach().numpy().ravel() for parameter in self.parameters]
 
     def before(self) -> None:
-        gradients = [parameter.grad.numpy().ravel() for parameter in self.parameters if parameter.grad is not None]
-        if self.trusting:
-            for gradient, previous in zip(gradients, self.previous, strict=True):
-                dot(gradient, previous)
-            self.previous = gradients
-            return
-        for theta in self.thetas():
-            sum_of_bits(theta.view(np.int32))
-        for gradient, previous in zip(gradients, self.previous, strict=True):
-            dot_and_keep(gradient, previous)
+        if self.keeps_point:
+            for theta in self.thetas():
+                sum_of_bits(theta.view(np.int32))
 
     def after(self) -> None:
-        for vectors in zip(self.thetas(), self.kept, self.start, strict=True):
-            squares_and_keep(*vectors)
+        gradients = [parameter.grad.numpy().ravel() for parameter in self.parameters if parameter.grad is not None]
+        for gradient, previous in zip(gradients, self.previous, strict=True):
+            dot_and_keep(gradient, previous)
+        for theta, kept, start in zip(self.thetas(), self.kept, self.start, strict=True):
+            if self.keeps_point:
+                squares_and_keep(theta, kept, start)
+            else:
+                squares(theta, start)
 
 
 def main() -> None:
@@ -185,9 +184,9 @@ def main() -> None:
         )
         walks[name]._trajectory.kernel = kernel()
     runs = {name: side.steps(options.steps) for name, side in sides.items()}
-    for name in (FLOOR, LEAST):
+    for name in (FLOOR, KEPT):
         bare = Training(inputs, targets, options.batch_size)
-        runs[name] = bare.steps(options.steps, Traffic(bare.model, trusting=name == LEAST))
+        runs[name] = bare.steps(options.steps, Traffic(bare.model, keeps_point=name == KEPT))
     raw = common.alternate(runs, rounds=options.rounds, warmup=3)
     for walk in walks.values():
         walk.close()
@@ -203,7 +202,7 @@ def main() -> None:
             "rounds": ratio["rounds"],
             "wanted": f"≤ {wanted[name]}" if wanted.get(name) else "",
         }
-        for name in (*watched, FLOOR, LEAST)
+        for name in (*watched, FLOOR, KEPT)
     ]
     common.report(options.out, "cheap_columns", vars(options), raw, rows)
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"report_figures", "report_tables"},
     {"report"},
     {"isolation", "params", "data", "fused_loops", "kernels", "state", "eigensolver", "draws", "graphs", "short_rows"},
-    {"allocator", "memory_format"},
+    {"allocator", "memory_format", "following"},
     {"distributions"},
     {"replica", "trajectory", "checkpoints"},
     {"objective"},

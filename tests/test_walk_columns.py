@@ -41,6 +41,7 @@ def start(optimizers: str = "sgd") -> tuple[nn.Module, list[torch.optim.Optimize
         halves = list(model[0].parameters()), list(model[2].parameters())
         return model, [torch.optim.SGD(half, lr=0.3) for half in halves]
     kinds = {
+        "plain": lambda: torch.optim.SGD(model.parameters(), lr=0.3),
         "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9),
         "adam": lambda: torch.optim.Adam(model.parameters(), lr=0.05),
         "lbfgs": lambda: torch.optim.LBFGS(model.parameters(), lr=0.3, max_iter=3),
@@ -103,7 +104,7 @@ def assert_rows_of(run: sgdwalk.Run, whole: sgdwalk.Run, steps: set[int]) -> Non
         assert found.loc[kept].dropna().to_dict() == true.loc[kept].dropna().to_dict(), column
 
 
-@pytest.mark.parametrize("optimizers", ["sgd", "adam", "lbfgs", "two"])
+@pytest.mark.parametrize("optimizers", ["plain", "sgd", "adam", "lbfgs", "two"])
 @pytest.mark.parametrize("gauge", [False, True])
 @settings(max_examples=12, deadline=None)
 @given(st.sets(st.integers(0, STEPS - 1)))

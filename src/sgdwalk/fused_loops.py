@@ -35,6 +35,12 @@ def keys(number: int) -> np.ndarray:
 
 KEYS = keys(2 * FUSED_BLOCK)
 """Of the marks, for the 32-bit words of one block."""
+WEIGHTS = (1 + (KEYS[:FUSED_BLOCK] >> 8) / 2.0**24).astype(np.float32) * np.where(KEYS[:FUSED_BLOCK] & 1, 1, -1).astype(
+    np.float32
+)
+"""Of the sketches, for the coordinates of one block: of either sign, and of 1 to 2, so that each coordinate counts."""
+SLACK = 64.0
+"""Units in the last place, of the lengths of what is added up, by which sketches may differ for rounding."""
 
 
 def jit(function: Any, **options: Any) -> Any:
@@ -121,6 +127,39 @@ def marks(addresses, bounds, words):
     return mark
 
 
+# ------------------------------------------------------------------------------------ is θ where the gradient leads?
+# A sketch is a weighted sum of each block's coordinates. It is linear: that of θ - η g is known from those of θ and g,
+# and holds for hardly any other vector (R. Freivalds, "Probabilistic machines can use less running time", 1977).
+@jit
+def sketch_block(values, zero):
+    total = zero
+    for i in range(values.size):
+        total += (values[i] + zero) * WEIGHTS[i]
+    return np.float64(total)
+
+
+@jit
+def is_rounding(difference, squares, words):
+    """Whether sketches of one block differ by rounding alone, given the squares of the vectors added up in them."""
+    slack = SLACK * (2.0**-23 if words == 1 else 2.0**-52)
+    return difference * difference <= 2 * slack * slack * squares
+
+
+@jit
+def same_sketch(addresses, bounds, words, like, sketch):
+    """Put the parameters' sketch in place of another; whether that was the same."""
+    zero, block, same = like.dtype.type(0), 0, True
+    for index in range(addresses.size):
+        values = array(addresses[index], bounds[index + 1] - bounds[index], like)
+        for i in range(0, values.size, FUSED_BLOCK):
+            here = values[i : i + FUSED_BLOCK]
+            now = sketch_block(here, zero)
+            same &= is_rounding(now - sketch[block], gradient_block(here, here, 0.0)[1], words)
+            sketch[block] = now
+            block += 1
+    return same
+
+
 # ----------------------------------------------------------------------------------------------------- an update's sums
 # Whole blocks are summed and replaced in one loop. It runs with vector instructions only where what is written lies
 # apart from what is read, and two vectors of less than a block may lie too close: these are summed in loops that write
@@ -166,6 +205,19 @@ def position_block(values, point, start, zero):
     return param, update, distance
 
 
+@jit
+def followed_block(values, start, gradient, zero):
+    param = distance = there = turn = zero
+    for i in range(values.size):
+        value = values[i] + zero
+        displacement = value - start[i]
+        param += value * value
+        distance += displacement * displacement
+        there += value * WEIGHTS[i]
+        turn += (gradient[i] + zero) * WEIGHTS[i]
+    return np.float64(param), np.float64(distance), np.float64(there), np.float64(turn)
+
+
 @jit_inline
 def replace_position_block(values, kept, start, point):
     param = update = distance = values.dtype.type(0)
@@ -190,21 +242,25 @@ def slope_block(gradient, point, before, zero):
 
 
 @jit
-def update_sums(places, bounds, words, like, take, look, advance):
+def update_sums(places, bounds, words, like, take, look, advance, sketch, rate):
     """dot, square and slope of the gradients; param, update and distance of the parameters, and their mark.
 
     ``places`` are the addresses of the gradients, ``NOWHERE`` counts as zeros, of the parameters, and of the flat
     vectors g_{t-1}, θ_t, θ_0 and θ_{t-1}, ``NOWHERE`` where that is not kept. ``take`` sums over the gradients, which
     replace g_{t-1}; ``look`` over the parameters, which with ``advance`` replace the oldest point that is kept.
+
+    Where θ_t is not kept, ``sketch`` is its, and becomes that of the parameters. Then there is neither update nor mark,
+    and the last number is 1 where the parameters are θ_t less ``rate`` times the gradients, else 0.
     """
     number = bounds.size - 1
     gradients, parameters, kept = places[:number], places[number : 2 * number], places[2 * number :]
-    has_before = kept[3] != NOWHERE
+    has_before, follows = kept[3] != NOWHERE, look and kept[1] == NOWHERE
     dot = square = param = update = distance = 0.0
     slope = 0.0 if has_before else np.nan
     zero, mark = like.dtype.type(0), np.uint64(0)
     # What a block of g_{t-1} or θ_t was; and a copy of one of θ_t, to be replaced where no point is.
     scratch, aside = np.empty(FUSED_BLOCK, like.dtype), np.empty(FUSED_BLOCK, like.dtype)
+    block, agrees = 0, True
     for index in range(number):
         size, shift = bounds[index + 1] - bounds[index], 4 * words * bounds[index]
         previous, point = array(kept[0] + shift, size, like), array(kept[1] + shift, size, like)
@@ -217,6 +273,7 @@ def update_sums(places, bounds, words, like, take, look, advance):
         for i in range(0, size, FUSED_BLOCK):
             to = min(i + FUSED_BLOCK, size)
             whole, held = to - i == FUSED_BLOCK, scratch[: to - i]
+            square_here = 0.0
             if takes:
                 new, old = gradient[i:to], previous[i:to]
                 if has_before:
@@ -230,12 +287,27 @@ def update_sums(places, bounds, words, like, take, look, advance):
                     copy(new, old)
                 if in_range(one[0]) and in_range(one[1]):
                     dot += one[0]
-                    square += one[1]
+                    square_here = np.float64(one[1])
                 else:
                     wide = gradient_block(new, held, 0.0)
                     dot += chosen(one[0], wide[0])
-                    square += chosen(one[1], wide[1])
-            if look:
+                    square_here = chosen(one[1], wide[1])
+                square += square_here
+            if follows:
+                there, origin = values[i:to], start[i:to]
+                step, eta = (gradient[i:to], rate) if takes else (there, 0.0)
+                param_here, distance_here, now, turn = followed_block(there, origin, step, zero)
+                if not (in_range(param_here) and in_range(distance_here)):
+                    widest = position_block(there, there, origin, 0.0)
+                    param_here = chosen(param_here, widest[0])
+                    distance_here = chosen(distance_here, widest[2])
+                param += param_here
+                distance += distance_here
+                squares = param_here + rate * rate * square_here
+                agrees &= is_rounding(now - (sketch[block] - eta * turn), squares, words)
+                sketch[block] = now
+                block += 1
+            elif look:
                 here, there, origin = point[i:to], values[i:to], start[i:to]
                 replaced = here
                 if has_before or not advance:
@@ -257,4 +329,6 @@ def update_sums(places, bounds, words, like, take, look, advance):
                     update += chosen(sums[1], widest[1])
                     distance += chosen(sums[2], widest[2])
                 mark = joined(mark, bits[words * i : words * to])
+    if follows:
+        update, mark = np.nan, np.uint64(agrees)
     return dot, square, slope, param, update, distance, mark

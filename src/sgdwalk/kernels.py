@@ -336,6 +336,15 @@ def _runs(offsets: Sequence[int], chunk: int) -> list[tuple[slice, int, int, sli
     return runs
 
 
+FLOAT32, FLOAT64 = np.empty(0, np.float32), np.empty(0, np.float64)
+NO_SKETCH = np.empty(0)
+
+
+def _words(vector: ParameterVector) -> tuple[int, np.ndarray]:
+    """Of 32 bits a coordinate, and an array like the parameters."""
+    return (1, FLOAT32) if vector.dtype == torch.float32 else (2, FLOAT64)
+
+
 class NumbaKernel:
     """One fused loop over all vectors; on a CPU it costs little more than reading them once."""
 
@@ -344,6 +353,7 @@ class NumbaKernel:
     def __init__(self) -> None:
         loops: Any = importlib.import_module("sgdwalk.fused_loops")  # compiled at its first import, and kept on disk
         self._differs, self._marks, self._sums = loops.differs, loops.marks, loops.update_sums
+        self._same_sketch = loops.same_sketch
 
     def moved(self, vector: ParameterVector, point: Tensor, mark: int | None = None) -> bool:
         held = _in_order(vector.parameters)
@@ -389,12 +399,47 @@ class NumbaKernel:
         parameters: Sequence[Tensor | None],
         kept: Sequence[Tensor | None],
         do: tuple[bool, bool, bool],
+        sketch: np.ndarray = NO_SKETCH,
+        rate: float = 0.0,
     ) -> tuple[GradientSums, PositionSums]:
         """``gradients`` in order; ``kept``: g_{t-1}, θ_t, θ_0, θ_{t-1}; ``do``: sum over the former, over θ, keep θ."""
         held = [*gradients, *_in_order(parameters), *kept]
-        words, like = (1, FLOAT32) if vector.dtype == torch.float32 else (2, FLOAT64)
-        sums = self._sums(np.array(_addresses(held)), vector.bounds, words, like, *do)
+        words, like = _words(vector)
+        sums = self._sums(np.array(_addresses(held)), vector.bounds, words, like, *do, sketch, rate)
         return GradientSums(*sums[:3]), PositionSums(*sums[3:])
+
+    # Where the updates are -η g_t they are followed without θ_t: a vector less is read, and one less written.
+
+    @staticmethod
+    def can_follow(vector: ParameterVector) -> bool:
+        """Whether θ can be followed without a copy of it at every update."""
+        return all(parameter.is_contiguous() for parameter in vector.parameters)
+
+    def sketch(self, vector: ParameterVector) -> np.ndarray:
+        """Of θ: a weighted sum of the coordinates of each block.  # (blocks,)"""
+        found = np.zeros(sum(-(-parameter.numel() // BLOCK) for parameter in vector.parameters))
+        self.strayed(vector, found)
+        return found
+
+    def strayed(self, vector: ParameterVector, sketch: np.ndarray) -> bool:
+        """Whether θ is elsewhere than where ``sketch`` was made, by more than rounding; it becomes that of θ."""
+        held = _in_order(vector.parameters)
+        return not self._same_sketch(np.array(_addresses(held)), vector.bounds, *_words(vector), sketch)
+
+    def followed_sums(
+        self,
+        vector: ParameterVector,
+        gradients: Sequence[Tensor | None],
+        previous: Tensor,
+        start: Tensor,
+        sketch: np.ndarray,
+        rate: float,
+    ) -> tuple[GradientSums, PositionSums, bool]:
+        """As :meth:`update_sums` after an update of which only the ``sketch`` of θ_t is known, and becomes that of
+        θ_{t+1}; without ‖θ_{t+1} - θ_t‖², and whether that update was -``rate`` g_t but for rounding."""
+        kept, do = [previous, None, start, None], (True, True, False)
+        sums, position = self._both(vector, _in_order(gradients), vector.parameters, kept, do, sketch, rate)
+        return sums, position._replace(mark=None), bool(position.mark)
 
 
 def _in_order(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -410,6 +455,3 @@ def _in_order(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
     """Where each tensor's first coordinate lies; -1 for None, for an empty one may lie at 0."""
     return [-1 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-FLOAT32, FLOAT64 = np.empty(0, np.float32), np.empty(0, np.float64)

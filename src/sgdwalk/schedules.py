@@ -56,6 +56,12 @@ class Schedules:
         """Whether anything is due at an update to come; a schedule that raises is told when it comes."""
         return bool(self._answer(step)[0] - self._switched_off)
 
+    def columns_alone_at(self, step: int) -> bool:
+        """Whether columns and nothing else are due at the update to come, and those at every one. False where a
+        schedule may be another function than of the step: that is asked after the update."""
+        others = [schedule for name, schedule in self._asked() if name != COLUMNS]
+        return self.always_looks and all(isinstance(each, When) and not each(step) for each in others)
+
     def segment_at(self, step: int) -> bool:
         """Whether a segment is due at the update to come, as far as can be told now."""
         if not self.always_looks:

@@ -1,7 +1,8 @@
 """Where the optimizer came from: θ_0, θ_t and g_{t-1}, and what follows from them at every update.
 
 Three vectors of the parameters' size are kept, and θ_{t-1} for a gauge where no shorter way leads to it. Everything
-here is cheap enough for every update of a training; where only some are looked at, the others cost nothing.
+here is cheap enough for every update of a training; where only some are looked at, the others cost nothing, and where
+they are -η g_t, θ_t need not be kept (see :mod:`sgdwalk.following`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from sgdwalk.errors import InputError
-from sgdwalk.kernels import choose_kernel
+from sgdwalk.following import LOST, NOT_FINITE, STRAYED, Follower, is_plain, outlasts_rounding
+from sgdwalk.kernels import GradientSums, PositionSums, choose_kernel
 from sgdwalk.params import ParameterVector, dense_gradient, tensor_bytes
 from sgdwalk.records import NAN
 
 CHANGED = "the parameters were changed, or others added, after the update before"
 NOT_PLAIN = "the update before was not -η g_t, as SGD without momentum and weight decay takes it, or lost in rounding"
-NOT_FINITE = "a gradient or an update is not finite"
 NOT_KEPT = "the walk went on from a state without the update before"
 """Why an update has no gauge."""
 
-ROUNDING = 1e-5
-"""By how much ‖θ_{t+1} - θ_t‖² and η²‖g_t‖² may differ, as a share, for the update to be -η g_t but for rounding."""
+UNKNOWN = {STRAYED: ("param_norm", "distance", "update_norm"), LOST: ("update_norm",)}
+"""What cannot be told of an update that was followed, by what is wrong with it."""
 
 
 class Trajectory:
@@ -58,6 +59,12 @@ class Trajectory:
         """Whether ``point`` is where the last update ended."""
         self._mark: int | None = None
         """Of ``point``, where it is known: then θ alone is read to see that it was not moved."""
+        self._follower: Follower | None = None
+        """In place of ``point``, which is elsewhere then, where the last update was followed."""
+        self.can_follow = False
+        """Whether the last update was -η g_t, so that the next may be followed."""
+        self.has_strayed = False
+        """Whether one that was followed ended elsewhere than it had to; none is followed from then on."""
         self._gradient_square = NAN
         self._final: list[Tensor | None] = [None] * len(self.vector.parameters)
         self._refresh()
@@ -66,20 +73,31 @@ class Trajectory:
         sums = self.kernel.position_sums(self.vector, self.start, self.start)
         self._param_square, self._distance_square, self._mark = sums.param, sums.distance, sums.mark
 
-    def depart(self, parameters: Iterable[nn.Parameter], *, look: bool = True) -> tuple[bool, int]:
+    def depart(
+        self, parameters: Iterable[nn.Parameter], *, look: bool = True, sums_alone: bool = False
+    ) -> tuple[bool, int]:
         """Before an update: take note of θ_t, unless it will be passed by. Returns whether θ is known to have moved
         since the last update, and how many parameters were added to the optimizer since then (θ_0 of those is where
-        they stand now)."""
+        they stand now).
+
+        With ``sums_alone`` nobody will ask for θ_t itself. Then an update may be followed, and a move shows after it.
+        """
         self.vector.check_layout()
         added = self._grow(list(parameters))
+        self._final = [None] * len(self.vector.parameters)
+        follow = look and sums_alone and self.can_follow and not added
+        if follow and self._follower is not None:
+            return False, 0
         moved = look and self._differs()
         if look and (moved or added or not self.is_current):
             self.catch_up()
+            follow = False
         elif added:
             self.is_current = False
+        if follow and (follower := Follower.begin(self.kernel, self.vector)) is not None:
+            self._follower, self._mark, self.is_current = follower, None, False
         if moved or added:
             self._no_slope = self._no_slope or CHANGED
-        self._final = [None] * len(self.vector.parameters)
         return moved, added
 
     def moved(self) -> bool:
@@ -88,6 +106,8 @@ class Trajectory:
         return self._differs()
 
     def _differs(self) -> bool:
+        if self._follower is not None:
+            return self._follower.strayed()
         return self.is_current and self.kernel.moved(self.vector, self.point, self._mark)
 
     def resume(self, digest: str) -> bool:
@@ -104,7 +124,7 @@ class Trajectory:
         self.vector.check_layout()
         self.vector.read_into(self.point)
         self._refresh()
-        self.is_current = True
+        self.is_current, self._follower = True, None
 
     def gradients_final(self, parameters: Iterable[nn.Parameter], *, keep: bool) -> None:
         """Take some parameters' gradients as the optimizer received them; ``keep`` copies those that may change."""
@@ -126,21 +146,19 @@ class Trajectory:
         reasons: dict[str, str] = {}
         previous_square, no_cosine = self._gradient_square, self._no_cosine
         self._no_cosine, self._mark = "the sums of the update before were interrupted", None  # until they are there
-        if self.gauge and rate is None and self.before is None:
-            self.before = self.point.clone()
-        gradient, position = self.kernel.update_sums(
-            self.vector, self._final, self._previous(), self.point, self.start, self.before, advance=advance
-        )
+        gradient, position, fault = self._sums(rate, advance=advance)
         if self.gauge:
             slope, why = gradient.slope, self._no_slope
             if self._rate is not None:
                 slope, why = -self._rate * gradient.dot, why or no_cosine
+            if fault == STRAYED:
+                why = why or STRAYED
             if not (why or math.isfinite(slope)):
                 why = NOT_FINITE
             values["gauge"] = NAN if why else slope
             if why:
                 reasons["gauge"] = why
-            self._follow(rate, gradient.square, position.update, lost=advance)
+            self._note_slope(rate, gradient.square, position.update, fault, lost=advance)
         if no_cosine:
             values["cosine"], why = NAN, no_cosine
         else:
@@ -158,24 +176,51 @@ class Trajectory:
             values[name] = math.sqrt(value) if math.isfinite(value) else NAN
             if not math.isfinite(value):
                 reasons[name] = "not finite"
+        for name in UNKNOWN.get(fault, ()):
+            values[name], reasons[name] = NAN, fault
         self._final = [None] * len(self.vector.parameters)
         self._gradient_square, self._no_cosine = gradient.square, ""
         self._param_square, self._distance_square = position.param, position.distance
-        if advance:
+        self.has_strayed |= fault == STRAYED
+        if fault:
+            self.catch_up()
+        elif advance and self._follower is None:
             self._mark = position.mark
             self._turn()
+        if fault or gradient.square:  # no gradient, no update: that tells nothing
+            plain = self.before is None and self._is_plain(rate, gradient, position)
+            self.can_follow = plain and not (fault or self.has_strayed)
         return values, reasons
 
-    def _follow(self, rate: float | None, square: float, update: float, *, lost: bool) -> None:
+    def _sums(self, rate: float | None, *, advance: bool) -> tuple[GradientSums, PositionSums, str]:
+        """Of the update, and what is wrong with one that was followed. One of -η g_t has that length."""
+        if self._follower is not None:
+            return self._follower.sums(self._final, self._previous(), self.start, rate)
+        if self.gauge and rate is None and self.before is None:
+            self.before = self.point.clone()
+        gradient, position = self.kernel.update_sums(
+            self.vector, self._final, self._previous(), self.point, self.start, self.before, advance=advance
+        )
+        if self._is_plain(rate, gradient, position):
+            assert rate is not None
+            position = position._replace(update=rate**2 * gradient.square)
+        return gradient, position, ""
+
+    def _is_plain(self, rate: float | None, gradient: GradientSums, position: PositionSums) -> bool:
+        """Whether the update is -η g_t, and has its length though θ was rounded."""
+        if rate is None or not is_plain(rate, gradient.square, position.update):
+            return False
+        return outlasts_rounding(rate, gradient.square, position.param, self.vector.dtype)
+
+    def _note_slope(self, rate: float | None, square: float, update: float, fault: str, *, lost: bool) -> None:
         """Note how the slope along this update will be told with the next gradient; ``square`` is ‖g_t‖², ``update``
         ‖θ_{t+1} - θ_t‖². ``lost``: θ_t was replaced, so that of an update that was not -η g_t cannot be told."""
-        self._no_slope, self._rate = "", rate if self.before is None else None
+        self._no_slope, self._rate = fault, rate if self.before is None and not fault else None
         if self._rate is None:
             return
-        plain = self._rate**2 * square
-        if not (math.isfinite(plain) and math.isfinite(update)):
+        if not (math.isfinite(self._rate**2 * square) and math.isfinite(update)):
             self._no_slope = NOT_FINITE
-        elif abs(update - plain) > ROUNDING * plain:  # a hook after the step, say, or η g_t is lost in rounding
+        elif not is_plain(self._rate, square, update):  # a hook after the step, say, or η g_t is lost in rounding
             self._no_slope, self._rate = NOT_PLAIN if lost else "", None
             self.before = self.point.clone()
 
@@ -189,7 +234,7 @@ class Trajectory:
             self._no_cosine = "the gradient before was not kept"
         self._no_slope = "the update before was not looked at"
         self._final = [None] * len(self.vector.parameters)
-        self.is_current = False
+        self.is_current, self._follower = False, None
 
     def _previous(self) -> Tensor:
         """g_{t-1}, to be replaced by g_t."""
@@ -232,6 +277,8 @@ class Trajectory:
             "gradient_square": self._gradient_square,
             "before": None if self.before is None else self.before.clone(),
             "rate": self._rate,
+            "can_follow": self.can_follow,
+            "has_strayed": self.has_strayed,
             "no_cosine": self._no_cosine,
             "no_slope": self._no_slope,
             "is_current": self.is_current,
@@ -243,6 +290,7 @@ class Trajectory:
         self.start.copy_(state["start"])
         self.gradient = None if state["gradient"] is None else state["gradient"].to(self.start, copy=True)
         self._gradient_square, self._no_cosine = state["gradient_square"], state["no_cosine"]
+        self.can_follow, self.has_strayed = state["can_follow"], state["has_strayed"]
         if self.gauge:
             self.before = None if state["before"] is None else state["before"].to(self.start, copy=True)
             self._rate, self._no_slope = state["rate"], state["no_slope"]

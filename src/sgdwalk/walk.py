@@ -376,7 +376,10 @@ class Walk:
         if self._measuring is not None and (resumed is not None or not self._trajectory.is_current):
             self._measuring.forget_elsewhere()
         elsewhere = resumed is not None and self._trajectory.resume(resumed)
-        moved, added = self._trajectory.depart(self._parameters(), look=self._looks)
+        sums_alone = self._trajectory.can_follow and self._schedules.columns_alone_at(self._step)
+        moved, added = self._trajectory.depart(
+            self._parameters(), look=self._looks, sums_alone=sums_alone and plain_rate(self._optimizers) is not None
+        )
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
             if self._measuring is not None:
@@ -480,8 +483,14 @@ class Walk:
         if not self._looks:
             self._trajectory.pass_by(keep_gradient=self._keeps_gradient)
             return {}, {}
-        rate = plain_rate(self._optimizers) if self._trajectory.gauge else None
-        columns = self._trajectory.measure(advance=advance, rate=rate)
+        before = self._trajectory.has_strayed
+        columns = self._trajectory.measure(advance=advance, rate=plain_rate(self._optimizers))
+        if self._trajectory.has_strayed and not before:
+            self._event(
+                "moved_parameters",
+                "The parameters were changed between two updates, or this one was not -η g_t: what it began with is "
+                "not known. From the next on, the parameters are read before every update.",
+            )
         return columns if wanted else ({}, {})
 
     def _measure(self, due: set[str]) -> Measurement:
