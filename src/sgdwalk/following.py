@@ -12,19 +12,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sgdwalk.kernels import GradientSums, Kernel, NumbaKernel, PositionSums
+from sgdwalk.kernels import BLOCK, GradientSums, Kernel, NumbaKernel, PositionSums
 from sgdwalk.params import ParameterVector
-from sgdwalk.records import NAN
 
 STRAYED = "the parameters were changed after the update before, or this one was not -η g_t"
-LOST = "the update is lost in the rounding of the parameters"
+LOST = "the update is lost in the rounding of the parameters, or was not quite -η g_t"
 NOT_FINITE = "a gradient or an update is not finite"
 """Why an update that was followed has not all its numbers."""
 
 ROUNDING = 1e-5
 """By how much ‖θ_{t+1} - θ_t‖² and η²‖g_t‖² may differ, as a share, for the update to be -η g_t but for rounding."""
-TOO_MUCH = 1e-3
-"""So too, for an update that is followed to be known; an update ten times as short as one before comes to that."""
+RESIDUAL = 3e-3
+"""How far from -η g_t, as a share of its length, an update may end for the next to be followed."""
+TOO_FAR = 1e-2
+"""How far for its own length to be known; rounding, which has no direction, changes that by the square."""
+FEWEST_BLOCKS = 32
+"""Of θ: with fewer it is as cheap to keep a copy, and a sketch tells less."""
 
 
 def is_plain(rate: float, square: float, update: float) -> bool:
@@ -33,14 +36,13 @@ def is_plain(rate: float, square: float, update: float) -> bool:
     return abs(update - plain) <= ROUNDING * plain
 
 
-def outlasts_rounding(rate: float, square: float, param: float, dtype: torch.dtype, *, share: float = ROUNDING) -> bool:
-    """Whether η g_t is as long as the update that it makes, though that is rounded: no coordinate of θ, whose square is
-    ``param``, loses more than half its last place.
+def outlasts_rounding(rate: float, square: float, param: float, dtype: torch.dtype) -> bool:
+    """Whether η g_t is so long that the rounding of θ, whose square is ``param``, leaves little of it open.
 
     >>> [outlasts_rounding(rate, 1.0, 100.0, torch.float32) for rate in (0.1, 1e-4)]
     [True, False]
     """
-    return (torch.finfo(dtype).eps / 2) ** 2 * param <= share * rate**2 * square
+    return torch.finfo(dtype).eps ** 2 * param <= RESIDUAL**2 * rate**2 * square
 
 
 class Follower:
@@ -50,31 +52,36 @@ class Follower:
         self._kernel, self._vector = kernel, vector
         self._sketch = kernel.sketch(vector)
 
+        self.is_sure = True
+        """Whether the last update ended where it had to, by far."""
+
     @classmethod
     def begin(cls, kernel: Kernel, vector: ParameterVector) -> Follower | None:
         """None where it would save nothing: only the fused loops make a sketch of what they read anyway."""
-        return cls(kernel, vector) if isinstance(kernel, NumbaKernel) and kernel.can_follow(vector) else None
+        if vector.size < FEWEST_BLOCKS * BLOCK or not isinstance(kernel, NumbaKernel) or not kernel.can_follow(vector):
+            return None
+        return cls(kernel, vector)
 
     def strayed(self) -> bool:
         """Whether θ has been moved since the last update, by more than rounding."""
-        return self._kernel.strayed(self._vector, self._sketch.copy())
+        return self._kernel.strayed(self._vector, self._sketch)
 
     def sums(
-        self, gradients: Sequence[Tensor | None], previous: Tensor, start: Tensor, rate: float | None
+        self, gradients: Sequence[Tensor | None], previous: Tensor, start: Tensor, rate: float
     ) -> tuple[GradientSums, PositionSums, str]:
         """Those of an update with learning rate ``rate``, and what is wrong with it, if anything.
 
         Its length is that of -η g_t, NaN where the update was another one.
         """
-        eta = NAN if rate is None else rate
-        gradient, position, agrees = self._kernel.followed_sums(
-            self._vector, gradients, previous, start, self._sketch, eta
+        gradient, position, residual = self._kernel.followed_sums(
+            self._vector, gradients, previous, start, self._sketch, rate
         )
-        square = gradient.square
-        if not (math.isfinite(square) and math.isfinite(position.param)):
+        plain = rate**2 * gradient.square
+        if not (math.isfinite(plain) and math.isfinite(position.param)):
             return gradient, position, NOT_FINITE
-        if not agrees:
+        if not math.isfinite(residual):
             return gradient, position, STRAYED
-        if square and not outlasts_rounding(eta, square, position.param, self._vector.dtype, share=TOO_MUCH):
+        if plain and residual > TOO_FAR**2 * plain:
             return gradient, position, LOST
-        return gradient, position._replace(update=eta**2 * square), ""
+        self.is_sure = residual <= RESIDUAL**2 * plain or not plain
+        return gradient, position._replace(update=plain), ""

@@ -39,8 +39,11 @@ WEIGHTS = (1 + (KEYS[:FUSED_BLOCK] >> 8) / 2.0**24).astype(np.float32) * np.wher
     np.float32
 )
 """Of the sketches, for the coordinates of one block: of either sign, and of 1 to 2, so that each coordinate counts."""
-SLACK = 64.0
-"""Units in the last place, of the lengths of what is added up, by which sketches may differ for rounding."""
+SQUARE_WEIGHT = 7 / 3
+"""Mean square of the weights: (1 + u)² where u is between 0 and 1."""
+SLACK = 24.0
+"""Units in the last place, of the lengths of what is added up, by which sketches may differ for rounding: three times
+as many as were seen."""
 
 
 def jit(function: Any, **options: Any) -> Any:
@@ -139,23 +142,32 @@ def sketch_block(values, zero):
 
 
 @jit
-def is_rounding(difference, squares, words):
-    """Whether sketches of one block differ by rounding alone, given the squares of the vectors added up in them."""
-    slack = SLACK * (2.0**-23 if words == 1 else 2.0**-52)
-    return difference * difference <= 2 * slack * slack * squares
+def finite_sketch(narrow, values):
+    """Once more in float64 where sums have left the range of float32."""
+    return narrow if abs(narrow) < np.inf else sketch_block(values, 0.0)
 
 
 @jit
-def same_sketch(addresses, bounds, words, like, sketch):
-    """Put the parameters' sketch in place of another; whether that was the same."""
+def is_rounding(difference, squares, words):
+    """Whether sketches of one block differ by rounding alone, given the squares of the vectors added up in them; a
+    coordinate too small for all its digits is rounded by what is normal."""
+    precision, smallest = (2.0**-23, 2.0**-126) if words == 1 else (2.0**-52, 2.0**-1022)
+    return abs(difference) <= SLACK * precision * np.sqrt(squares) + 2 * FUSED_BLOCK * smallest
+
+
+@jit
+def sketch_of(addresses, bounds, words, like, sketch, compare):
+    """Take the parameters' sketch; or ``compare`` it with the one given: whether that is the same but for rounding."""
     zero, block, same = like.dtype.type(0), 0, True
     for index in range(addresses.size):
         values = array(addresses[index], bounds[index + 1] - bounds[index], like)
         for i in range(0, values.size, FUSED_BLOCK):
             here = values[i : i + FUSED_BLOCK]
-            now = sketch_block(here, zero)
-            same &= is_rounding(now - sketch[block], gradient_block(here, here, 0.0)[1], words)
-            sketch[block] = now
+            now = finite_sketch(sketch_block(here, zero), here)
+            if compare:
+                same &= is_rounding(now - sketch[block], gradient_block(here, here, 0.0)[1], words)
+            else:
+                sketch[block] = now
             block += 1
     return same
 
@@ -249,8 +261,9 @@ def update_sums(places, bounds, words, like, take, look, advance, sketch, rate):
     vectors g_{t-1}, θ_t, θ_0 and θ_{t-1}, ``NOWHERE`` where that is not kept. ``take`` sums over the gradients, which
     replace g_{t-1}; ``look`` over the parameters, which with ``advance`` replace the oldest point that is kept.
 
-    Where θ_t is not kept, ``sketch`` is its, and becomes that of the parameters. Then there is neither update nor mark,
-    and the last number is 1 where the parameters are θ_t less ``rate`` times the gradients, else 0.
+    Where θ_t is not kept, ``sketch`` is its, and becomes that of the parameters; then there is neither update nor mark.
+    The last number is how far, squared, the parameters are from θ_t less ``rate`` times the gradients, as the sketches
+    tell, and infinite where a block is farther than by rounding.
     """
     number = bounds.size - 1
     gradients, parameters, kept = places[:number], places[number : 2 * number], places[2 * number :]
@@ -260,7 +273,7 @@ def update_sums(places, bounds, words, like, take, look, advance, sketch, rate):
     zero, mark = like.dtype.type(0), np.uint64(0)
     # What a block of g_{t-1} or θ_t was; and a copy of one of θ_t, to be replaced where no point is.
     scratch, aside = np.empty(FUSED_BLOCK, like.dtype), np.empty(FUSED_BLOCK, like.dtype)
-    block, agrees = 0, True
+    block, residual = 0, 0.0
     for index in range(number):
         size, shift = bounds[index + 1] - bounds[index], 4 * words * bounds[index]
         previous, point = array(kept[0] + shift, size, like), array(kept[1] + shift, size, like)
@@ -303,8 +316,10 @@ def update_sums(places, bounds, words, like, take, look, advance, sketch, rate):
                     distance_here = chosen(distance_here, widest[2])
                 param += param_here
                 distance += distance_here
-                squares = param_here + rate * rate * square_here
-                agrees &= is_rounding(now - (sketch[block] - eta * turn), squares, words)
+                now, turn = finite_sketch(now, there), finite_sketch(turn, step)
+                away = now - (sketch[block] - eta * turn)
+                fits = is_rounding(away, param_here + rate * rate * square_here, words)
+                residual += away * away / SQUARE_WEIGHT if fits else np.inf
                 sketch[block] = now
                 block += 1
             elif look:
@@ -330,5 +345,5 @@ def update_sums(places, bounds, words, like, take, look, advance, sketch, rate):
                     distance += chosen(sums[2], widest[2])
                 mark = joined(mark, bits[words * i : words * to])
     if follows:
-        update, mark = np.nan, np.uint64(agrees)
-    return dot, square, slope, param, update, distance, mark
+        update = np.nan
+    return dot, square, slope, param, update, distance, mark, residual

@@ -353,7 +353,7 @@ class NumbaKernel:
     def __init__(self) -> None:
         loops: Any = importlib.import_module("sgdwalk.fused_loops")  # compiled at its first import, and kept on disk
         self._differs, self._marks, self._sums = loops.differs, loops.marks, loops.update_sums
-        self._same_sketch = loops.same_sketch
+        self._sketch_of = loops.sketch_of
 
     def moved(self, vector: ParameterVector, point: Tensor, mark: int | None = None) -> bool:
         held = _in_order(vector.parameters)
@@ -386,9 +386,9 @@ class NumbaKernel:
     ) -> tuple[GradientSums, PositionSums]:
         kept, nothing, taken = [previous, point, start, before], [None] * len(gradients), _in_order(gradients)
         if all(map(operator.is_, taken, gradients)):
-            return self._both(vector, gradients, vector.parameters, kept, (True, True, advance))
+            return self._both(vector, gradients, vector.parameters, kept, (True, True, advance))[:2]
         # Copies of one vector at a time.
-        of_gradients, _ = self._both(vector, taken, nothing, kept, (True, False, False))
+        of_gradients, *_ = self._both(vector, taken, nothing, kept, (True, False, False))
         del taken
         return of_gradients, self._both(vector, nothing, vector.parameters, kept, (False, True, advance))[1]
 
@@ -401,12 +401,12 @@ class NumbaKernel:
         do: tuple[bool, bool, bool],
         sketch: np.ndarray = NO_SKETCH,
         rate: float = 0.0,
-    ) -> tuple[GradientSums, PositionSums]:
+    ) -> tuple[GradientSums, PositionSums, float]:
         """``gradients`` in order; ``kept``: g_{t-1}, θ_t, θ_0, θ_{t-1}; ``do``: sum over the former, over θ, keep θ."""
         held = [*gradients, *_in_order(parameters), *kept]
         words, like = _words(vector)
         sums = self._sums(np.array(_addresses(held)), vector.bounds, words, like, *do, sketch, rate)
-        return GradientSums(*sums[:3]), PositionSums(*sums[3:])
+        return GradientSums(*sums[:3]), PositionSums(*sums[3:7]), sums[7]
 
     # Where the updates are -η g_t they are followed without θ_t: a vector less is read, and one less written.
 
@@ -417,14 +417,17 @@ class NumbaKernel:
 
     def sketch(self, vector: ParameterVector) -> np.ndarray:
         """Of θ: a weighted sum of the coordinates of each block.  # (blocks,)"""
-        found = np.zeros(sum(-(-parameter.numel() // BLOCK) for parameter in vector.parameters))
-        self.strayed(vector, found)
+        found = np.empty(sum(-(-parameter.numel() // BLOCK) for parameter in vector.parameters))
+        self._look_at(vector, found, compare=False)
         return found
 
     def strayed(self, vector: ParameterVector, sketch: np.ndarray) -> bool:
-        """Whether θ is elsewhere than where ``sketch`` was made, by more than rounding; it becomes that of θ."""
+        """Whether θ is elsewhere than where ``sketch`` was made, by more than rounding."""
+        return not self._look_at(vector, sketch, compare=True)
+
+    def _look_at(self, vector: ParameterVector, sketch: np.ndarray, *, compare: bool) -> bool:
         held = _in_order(vector.parameters)
-        return not self._same_sketch(np.array(_addresses(held)), vector.bounds, *_words(vector), sketch)
+        return self._sketch_of(np.array(_addresses(held)), vector.bounds, *_words(vector), sketch, compare)
 
     def followed_sums(
         self,
@@ -434,12 +437,13 @@ class NumbaKernel:
         start: Tensor,
         sketch: np.ndarray,
         rate: float,
-    ) -> tuple[GradientSums, PositionSums, bool]:
+    ) -> tuple[GradientSums, PositionSums, float]:
         """As :meth:`update_sums` after an update of which only the ``sketch`` of θ_t is known, and becomes that of
-        θ_{t+1}; without ‖θ_{t+1} - θ_t‖², and whether that update was -``rate`` g_t but for rounding."""
+        θ_{t+1}: without ‖θ_{t+1} - θ_t‖², and with ‖θ_{t+1} - θ_t + η g_t‖² as the sketches tell it, infinite where
+        that is more than rounding; η is ``rate``."""
         kept, do = [previous, None, start, None], (True, True, False)
-        sums, position = self._both(vector, _in_order(gradients), vector.parameters, kept, do, sketch, rate)
-        return sums, position._replace(mark=None), bool(position.mark)
+        sums, position, residual = self._both(vector, _in_order(gradients), vector.parameters, kept, do, sketch, rate)
+        return sums, position._replace(mark=None), residual
 
 
 def _in_order(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

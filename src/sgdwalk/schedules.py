@@ -46,7 +46,7 @@ class Schedules:
 
         ``failed`` is told of a schedule that raised, and what; it is expected to switch it off.
         """
-        due, errors = self._ask(step) if self.always_looks else self._answer(step)
+        due, errors = self._ask(step) if self.always_looks and step not in self._answers else self._answer(step)
         for name in list(errors):
             failed(name, errors[name])
             del errors[name]
@@ -60,7 +60,9 @@ class Schedules:
         """Whether columns and nothing else are due at the update to come, and those at every one. False where a
         schedule may be another function than of the step: that is asked after the update."""
         others = [schedule for name, schedule in self._asked() if name != COLUMNS]
-        return self.always_looks and all(isinstance(each, When) and not each(step) for each in others)
+        if not self.always_looks or not all(isinstance(each, When) and each.of_step_alone for each in others):
+            return False
+        return not others or self._answer(step)[0] <= {COLUMNS}
 
     def segment_at(self, step: int) -> bool:
         """Whether a segment is due at the update to come, as far as can be told now."""

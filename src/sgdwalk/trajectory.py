@@ -61,6 +61,8 @@ class Trajectory:
         """Of ``point``, where it is known: then θ alone is read to see that it was not moved."""
         self._follower: Follower | None = None
         """In place of ``point``, which is elsewhere then, where the last update was followed."""
+        self._followed_rate: float | None = None
+        """η of the update under way, if it is followed."""
         self.can_follow = False
         """Whether the last update was -η g_t, so that the next may be followed."""
         self.has_strayed = False
@@ -74,18 +76,20 @@ class Trajectory:
         self._param_square, self._distance_square, self._mark = sums.param, sums.distance, sums.mark
 
     def depart(
-        self, parameters: Iterable[nn.Parameter], *, look: bool = True, sums_alone: bool = False
+        self, parameters: Iterable[nn.Parameter], *, look: bool = True, rate: float | None = None
     ) -> tuple[bool, int]:
         """Before an update: take note of θ_t, unless it will be passed by. Returns whether θ is known to have moved
         since the last update, and how many parameters were added to the optimizer since then (θ_0 of those is where
         they stand now).
 
-        With ``sums_alone`` nobody will ask for θ_t itself. Then an update may be followed, and a move shows after it.
+        With ``rate``, η of an update that should be -η g_t, nobody will ask for θ_t itself. Then the update may be
+        followed, and a move shows after it.
         """
         self.vector.check_layout()
         added = self._grow(list(parameters))
         self._final = [None] * len(self.vector.parameters)
-        follow = look and sums_alone and self.can_follow and not added
+        self._followed_rate = rate
+        follow = look and rate is not None and self.can_follow and not added
         if follow and self._follower is not None:
             return False, 0
         moved = look and self._differs()
@@ -146,6 +150,8 @@ class Trajectory:
         reasons: dict[str, str] = {}
         previous_square, no_cosine = self._gradient_square, self._no_cosine
         self._no_cosine, self._mark = "the sums of the update before were interrupted", None  # until they are there
+        if self._follower is not None:
+            rate = self._followed_rate
         gradient, position, fault = self._sums(rate, advance=advance)
         if self.gauge:
             slope, why = gradient.slope, self._no_slope
@@ -187,14 +193,16 @@ class Trajectory:
         elif advance and self._follower is None:
             self._mark = position.mark
             self._turn()
-        if fault or gradient.square:  # no gradient, no update: that tells nothing
-            plain = self.before is None and self._is_plain(rate, gradient, position)
-            self.can_follow = plain and not (fault or self.has_strayed)
+        if fault or rate is None or rate**2 * gradient.square:  # no update tells nothing
+            plain = self._is_plain(rate, gradient, position) and (self._follower is None or self._follower.is_sure)
+            self.can_follow = plain and self.before is None and not (fault or self.has_strayed)
         return values, reasons
 
     def _sums(self, rate: float | None, *, advance: bool) -> tuple[GradientSums, PositionSums, str]:
         """Of the update, and what is wrong with one that was followed. One of -η g_t has that length."""
         if self._follower is not None:
+            assert advance
+            assert rate is not None
             return self._follower.sums(self._final, self._previous(), self.start, rate)
         if self.gauge and rate is None and self.before is None:
             self.before = self.point.clone()
@@ -264,6 +272,8 @@ class Trajectory:
                 self.vector.check_layout()
             except InputError:
                 return None
+            if self._follower is not None and self._follower.strayed():
+                return "moved"  # it ended elsewhere, of which no more is known
             parts = self.vector.parameters
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:

@@ -377,9 +377,8 @@ class Walk:
             self._measuring.forget_elsewhere()
         elsewhere = resumed is not None and self._trajectory.resume(resumed)
         sums_alone = self._trajectory.can_follow and self._schedules.columns_alone_at(self._step)
-        moved, added = self._trajectory.depart(
-            self._parameters(), look=self._looks, sums_alone=sums_alone and plain_rate(self._optimizers) is not None
-        )
+        rate = plain_rate(self._optimizers) if sums_alone else None
+        moved, added = self._trajectory.depart(self._parameters(), look=self._looks, rate=rate)
         if added:
             self._event("parameters_added", f"{added} parameters were added; their θ_0 is where they stand now.")
             if self._measuring is not None:

@@ -24,6 +24,9 @@ StepPredicate = Callable[[int], bool]
 class When:
     """A predicate over steps that can be described and combined; epochs become steps once their length is bound."""
 
+    of_step_alone = False
+    """Whether it is known to be a function of the step, which may be asked at any time; those of this module are."""
+
     def __init__(self, description: str, fires: Callable[[int, int | None], bool], *, needs_epochs: bool = False):
         self.description = description
         self.needs_epochs = needs_epochs
@@ -38,7 +41,7 @@ class When:
                 "pass steps_per_epoch=len(loader) to watch()."
             )
         bound = When(self.description, self._fires, needs_epochs=self.needs_epochs)
-        bound._steps_per_epoch = steps_per_epoch
+        bound._steps_per_epoch, bound.of_step_alone = steps_per_epoch, self.of_step_alone
         return bound
 
     def __call__(self, step: int) -> bool:
@@ -55,11 +58,13 @@ class When:
     def _combined(self, other: When, symbol: str, combine: Callable[[bool, bool], bool]) -> When:
         if not isinstance(other, When):
             return NotImplemented
-        return When(
+        combined = When(
             f"({self.description} {symbol} {other.description})",
             lambda step, length: combine(self._fires(step, length), other._fires(step, length)),
             needs_epochs=self.needs_epochs or other.needs_epochs,
         )
+        combined.of_step_alone = self.of_step_alone and other.of_step_alone
+        return combined
 
     def __repr__(self) -> str:
         return self.description
@@ -76,6 +81,12 @@ def _positive(name: str, value: int) -> int:
     return value
 
 
+class _OfStep(When):
+    """One of this module's own."""
+
+    of_step_alone = True
+
+
 def every(k: int) -> When:
     """Fire at steps 0, k, 2k, …
 
@@ -84,7 +95,7 @@ def every(k: int) -> When:
     [0, 4, 8]
     """
     _positive("every(k): k", k)
-    return When(f"every({k})", lambda step, _: step % k == 0)
+    return _OfStep(f"every({k})", lambda step, _: step % k == 0)
 
 
 def first_steps(count: int, *, epochs: tuple[int, ...] = (1,)) -> When:
@@ -102,7 +113,7 @@ def first_steps(count: int, *, epochs: tuple[int, ...] = (1,)) -> When:
     chosen = _chosen_epochs("first_steps", epochs)
     if chosen == {1}:
         # The first epoch starts at step 0 whatever its length; a known length still ends it.
-        return When(
+        return _OfStep(
             f"first_steps({count})", lambda step, length: step < (count if length is None else min(count, length))
         )
 
@@ -110,7 +121,7 @@ def first_steps(count: int, *, epochs: tuple[int, ...] = (1,)) -> When:
         assert length is not None
         return step // length + 1 in chosen and step % length < count
 
-    return When(f"first_steps({count}, epochs={tuple(sorted(chosen))})", fires, needs_epochs=True)
+    return _OfStep(f"first_steps({count}, epochs={tuple(sorted(chosen))})", fires, needs_epochs=True)
 
 
 def in_epochs(*epochs: int) -> When:
@@ -127,7 +138,7 @@ def in_epochs(*epochs: int) -> When:
         assert length is not None
         return step // length + 1 in chosen
 
-    return When(f"in_epochs({', '.join(map(str, sorted(chosen)))})", fires, needs_epochs=True)
+    return _OfStep(f"in_epochs({', '.join(map(str, sorted(chosen)))})", fires, needs_epochs=True)
 
 
 def one_in(k: int, *, seed: int = 0, dense: int = 0) -> When:
@@ -165,7 +176,7 @@ def one_in(k: int, *, seed: int = 0, dense: int = 0) -> When:
             start, length = step - (step - starts[-1]) % k, k
         return step == drawn(start, length)
 
-    return When(f"one_in({k}, seed={seed}{f', dense={dense}' if dense else ''})", fires)
+    return _OfStep(f"one_in({k}, seed={seed}{f', dense={dense}' if dense else ''})", fires)
 
 
 def _chosen_epochs(name: str, epochs: tuple[int, ...]) -> frozenset[int]:
