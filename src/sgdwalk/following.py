@@ -22,8 +22,10 @@ NOT_FINITE = "a gradient or an update is not finite"
 
 ROUNDING = 1e-5
 """By how much ‖θ_{t+1} - θ_t‖² and η²‖g_t‖² may differ, as a share, for the update to be -η g_t but for rounding."""
-RESIDUAL = 3e-3
-"""How far from -η g_t, as a share of its length, an update may end for the next to be followed."""
+BEGIN = 2e-3
+"""How large a share of the update's length may be open for the next one to be the first that is followed."""
+RESIDUAL = 6e-3
+"""How far from -η g_t, as a share of its length, a followed update may end for the next to be followed too."""
 TOO_FAR = 1e-2
 """How far for its own length to be known; rounding, which has no direction, changes that by the square."""
 FEWEST_BLOCKS = 32
@@ -42,7 +44,7 @@ def outlasts_rounding(rate: float, square: float, param: float, dtype: torch.dty
     >>> [outlasts_rounding(rate, 1.0, 100.0, torch.float32) for rate in (0.1, 1e-4)]
     [True, False]
     """
-    return torch.finfo(dtype).eps ** 2 * param <= RESIDUAL**2 * rate**2 * square
+    return torch.finfo(dtype).eps ** 2 * param <= BEGIN**2 * rate**2 * square
 
 
 class Follower:

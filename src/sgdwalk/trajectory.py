@@ -194,8 +194,9 @@ class Trajectory:
             self._mark = position.mark
             self._turn()
         if fault or rate is None or rate**2 * gradient.square:  # no update tells nothing
-            plain = self._is_plain(rate, gradient, position) and (self._follower is None or self._follower.is_sure)
-            self.can_follow = plain and self.before is None and not (fault or self.has_strayed)
+            follower = self._follower
+            fits = self._is_plain(rate, gradient, position) if follower is None else follower.is_sure
+            self.can_follow = fits and self.before is None and not (fault or self.has_strayed)
         return values, reasons
 
     def _sums(self, rate: float | None, *, advance: bool) -> tuple[GradientSums, PositionSums, str]:
