@@ -53,9 +53,8 @@ class Follower:
     def __init__(self, kernel: NumbaKernel, vector: ParameterVector):
         self._kernel, self._vector = kernel, vector
         self._sketch = kernel.sketch(vector)
-
         self.is_sure = True
-        """Whether the last update ended where it had to, by far."""
+        """Whether the last update ended so near to where it had to that the next may be followed too."""
 
     @classmethod
     def begin(cls, kernel: Kernel, vector: ParameterVector) -> Follower | None:

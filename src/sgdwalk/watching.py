@@ -133,7 +133,7 @@ def watch(
         columns: predicate over steps at which cosine, distance, norms and the gauge are kept, such as ``one_in(10)``
             where at every update they cost too much; wherever something is measured they are there, too, and with None
             there alone. The update before each of them is looked at for what they need of it, others for nothing: one
-            in two saves little, one in four about half, one in ten most. Schedules are asked one update ahead then, and
+            in two saves little, one in ten about half or more. Schedules are asked one update ahead then, and
             a loop that moves the parameters by itself is noticed between two updates that are looked at.
         gauge: keep the column ``gauge``, d_{t-1}·g_t with d_{t-1} = θ_t - θ_{t-1}: what the mini-batch of update t
             says, at no evaluation, of L's slope at the end of the update before. Positive: that update went past the
