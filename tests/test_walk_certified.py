@@ -17,7 +17,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, columns, outputs, params, passage, run, short_rows, units
+from sgdwalk import certified, columns, looks, outputs, params, passage, run, sample_sizes, short_rows, units
 
 CERTIFIED = {"method": "certified", "on_error": "raise"}
 UPDATES = 12
@@ -127,6 +127,27 @@ def test_batches_of_the_sample_are_not_evaluated_again_where_that_does_not_do(mo
     assert found.steps["examples_evaluated"].iloc[-1] == sum(len(inputs) for _, inputs in evaluated) / some
     rows = found.segments["kind"] == "exact"
     assert rows.sum() > 3 * UPDATES
+    assert found.segments["loss"][rows].tolist() == exact.segments["loss"][rows].tolist()
+
+
+def test_a_step_that_is_exact_to_begin_with_evaluates_no_batch_twice():
+    exact, found = walked(net("relu")), walked(net("relu"), **CERTIFIED)
+    first = found.steps.iloc[0]
+    assert first["looks_reason"] == "the noise of the loss was measured"
+    assert first["examples_evaluated"] == 11 * 605, "the sample that later steps are planned by is in it"
+    ours, theirs = (walk.segments.query("step == 0")["loss"].tolist() for walk in (found, exact))
+    assert len(ours) == 11
+    assert ours == theirs
+    assert first["loss_noise"] == exact.steps["loss_noise"].iloc[0]
+
+
+def test_where_a_look_sees_every_batch_the_loss_is_that_of_the_exact_walk(monkeypatch):
+    monkeypatch.setattr(sample_sizes, "NEARLY_ALL", 0.0)
+    monkeypatch.setattr(looks, "WORTHWHILE", 2.0)
+    exact, found = walked(net("relu")), walked(net("relu"), tolerance=1e-6, **CERTIFIED)
+    steps = found.steps.index[found.steps["looks"] == 2]
+    rows = (found.segments["kind"] == "exact") & found.segments["step"].isin(steps)
+    assert rows.sum() > 3 * len(steps) > 0, "more than both ends"
     assert found.segments["loss"][rows].tolist() == exact.segments["loss"][rows].tolist()
 
 

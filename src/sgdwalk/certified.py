@@ -27,7 +27,7 @@ from sgdwalk.params import lerp_into
 from sgdwalk.passage import KEPT_BYTES, Floats, Passage
 from sgdwalk.records import EXACT_LOOK, SegmentPoint
 from sgdwalk.sample_sizes import plan
-from sgdwalk.segment import grid, losses_at
+from sgdwalk.segment import as_points, grid, losses_at
 from sgdwalk.units import LossAsOutput, source_of, units_of
 from sgdwalk.valley import barrier
 
@@ -214,7 +214,7 @@ class CertifiedSegments(Segments):
 
     def _without_samples(self, query: Query) -> Certified:
         self.kept = None
-        return self._exact(query, query.known_start, None, 0, self._gave_up)
+        return self._exact(query, query.known_start, None, self._gave_up)
 
     def _from_samples(self, query: Query) -> Certified:
         if query.known_start is None:
@@ -259,7 +259,7 @@ class CertifiedSegments(Segments):
             if outcome is not None and outcome.finite:
                 self._spreads.append(outcome.spreads)
         if why or outcome is None:
-            return self._exact(query, first, last, here.examples, why)
+            return self._exact(query, first, last, why)
         return self._estimated(query, first, last, outcome)
 
     def _estimated(self, query: Query, first: LossSums, last: LossSums, outcome: Outcome) -> Certified:
@@ -268,41 +268,39 @@ class CertifiedSegments(Segments):
         why = ""
         if not outcome.accepted:
             why = _too_wide(outcome, self._wanted)
-            outcome = exact_look(outcome, lambda k: self._losses_at(query, [k])[0])
+            outcome = exact_look(outcome, lambda k: self._losses_at(query, [k])[0].mean)
             if not outcome.finite:
-                return self._exact(query, first, last, self.passage.examples, "a loss is not finite")
+                return self._exact(query, first, last, "a loss is not finite")
         losses, halfwidths = outcome.losses.copy(), outcome.halfwidths.copy()
+        if self.passage.units.whole:  # where a look saw all batches L is known, and not as a sum of levels alone
+            for k in 1 + np.flatnonzero(halfwidths[1:-1] == 0):
+                losses[k] = self.passage.loss_at(int(k)).mean
         if self._wanted.barriers == "exact" and barrier(losses, halfwidths).item() is None:
             highest = max(losses[0], losses[-1])
             doubtful = np.flatnonzero((halfwidths > 0) & (losses + halfwidths > highest))
-            losses[doubtful], halfwidths[doubtful] = self._losses_at(query, doubtful.tolist()), 0.0
+            losses[doubtful] = [sums.mean for sums in self._losses_at(query, doubtful.tolist())]
+            halfwidths[doubtful] = 0.0
         points = tuple(
             SegmentPoint(alpha, float(loss), "estimated" if width else "exact", float(width))
             for alpha, loss, width in zip(grid(self._num_points), losses, halfwidths, strict=True)
         )
         return Certified(points, first, last, outcome.looks, NUM_NODES, self.passage.examples, why)
 
-    def _losses_at(self, query: Query, points: Sequence[int]) -> list[float]:
-        """L at points of the grid."""
-        assert self.passage is not None
-        if self.passage.units.whole:
-            return [self.passage.loss_at(k).mean for k in points]
-        self.passage.examples += len(points) * self._full_loss.data.num_examples
-        alphas = [grid(self._num_points)[k] for k in points]
-        return [sums.mean for sums in losses_at(self._full_loss, query.start, query.end, alphas)]
+    def _losses_at(self, query: Query, points: Sequence[int]) -> list[LossSums]:
+        """L at points of the grid; what a sample saw of it is not evaluated again where that can be told."""
+        passage, alphas = self.passage, grid(self._num_points)
+        if passage is not None and passage.units.whole and not (passage.shares_layer and len(points) > 2):
+            return [passage.loss_at(k) for k in points]
+        self._spent += len(points) * self._full_loss.data.num_examples
+        return losses_at(self._full_loss, query.start, query.end, [alphas[k] for k in points])
 
-    def _exact(self, query: Query, first: LossSums | None, last: LossSums | None, examples: int, why: str) -> Certified:
-        alphas = grid(self._num_points)
-        wanted = [alpha for alpha in alphas if not ((alpha == 0.0 and first) or (alpha == 1.0 and last))]
-        found = dict(zip(wanted, losses_at(self._full_loss, query.start, query.end, wanted), strict=True))
-        if first is not None:
-            found[0.0] = first
-        if last is not None:
-            found[1.0] = last
-        losses = [found[alpha] for alpha in alphas]
-        points = tuple(SegmentPoint(alpha, sums.mean) for alpha, sums in zip(alphas, losses, strict=True))
-        examples += len(wanted) * self._full_loss.data.num_examples
-        return Certified(points, losses[0], losses[-1], EXACT_LOOK, len(alphas), examples, why, losses)
+    def _exact(self, query: Query, first: LossSums | None, last: LossSums | None, why: str) -> Certified:
+        known = {0: first, self._num_points: last}
+        wanted = [k for k in range(self._num_points + 1) if known.get(k) is None]
+        found = known | dict(zip(wanted, self._losses_at(query, wanted), strict=True))
+        losses = [sums for k in range(self._num_points + 1) if (sums := found[k]) is not None]
+        examples = 0 if self.passage is None else self.passage.examples
+        return Certified(as_points(losses), losses[0], losses[-1], EXACT_LOOK, len(losses), examples, why, losses)
 
     def state_dict(self) -> dict[str, Any]:
         kept = None if self.kept is None else [[tensor.clone() for tensor in batch] for batch in self.kept]

@@ -79,6 +79,11 @@ class Passage:
         """Whether the model's outputs at both ends are kept: they are neither too large nor something else."""
         return self._keeps and not isinstance(self.source, LossAsOutput)
 
+    @property
+    def shares_layer(self) -> bool:
+        """Whether the first layer's products can serve many points of a segment."""
+        return self._shared is not None
+
     def begin(self, start: Sequence[Tensor], end: Sequence[Tensor]) -> None:
         self._start, self._end = start, end
         self.examples = 0
@@ -158,8 +163,9 @@ class Passage:
     def loss_at(self, k: int) -> LossSums:
         """L at a point of the grid, the units being evaluation batches: those of the sample are not evaluated again."""
         assert self.units.whole
-        self._at(grid(self._num_points)[k])
         missing = [index for index in range(len(self.source.data)) if (index, k) not in self._seen]
+        if missing:
+            self._at(grid(self._num_points)[k])
         for index in missing:
             self._see([index], k, [self._outputs(index)])
         return as_sums([self._seen[index, k] for index in range(len(self.source.data))])
