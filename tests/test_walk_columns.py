@@ -580,3 +580,15 @@ def test_a_random_tenth_tells_the_mean_gauge_of_an_epoch():
         found = mean_of_consecutive(gauge[[drawn(step) for step in gauge.index]].dropna().to_numpy())
         held += found.low <= gauge.mean() <= found.high
     assert held >= 88
+
+
+def test_a_schedule_that_only_says_it_is_every_update_is_asked():
+    liar = sgdwalk.When("every(1)", lambda step, _: step == 2)
+    model, inputs, targets = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sgdwalk.watch(model, optimizer, None, None, when=None, columns=liar, on_error="raise") as walk:
+        for _ in range(4):
+            optimizer.zero_grad()
+            functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+    assert walk.run.steps["distance"].notna().tolist() == [False, False, True, False]

@@ -33,7 +33,8 @@ class Schedules:
         self.named = named
         self.fired: set[str] = set()
         """What was due at some update that was made."""
-        self.always_looks = isinstance(columns, When) and describe(columns) == describe(every(1))
+        own = columns if isinstance(columns, When) and columns.of_step_alone else None
+        self.always_looks = own is not None and describe(own) == describe(every(1))
         """Whether every update is looked at, whatever else is due."""
         self._columns = columns
         self._switched_off = switched_off
@@ -46,6 +47,8 @@ class Schedules:
 
         ``failed`` is told of a schedule that raised, and what; it is expected to switch it off.
         """
+        if self._are_columns_alone:
+            return {COLUMNS}
         due, errors = self._ask(step) if self.always_looks and step not in self._answers else self._answer(step)
         for name in list(errors):
             failed(name, errors[name])
@@ -59,10 +62,18 @@ class Schedules:
     def columns_alone_at(self, step: int) -> bool:
         """Whether columns and nothing else are due at the update to come, and those at every one. False where a
         schedule may be another function than of the step: that is asked after the update."""
+        if self._are_columns_alone:
+            return True
         others = [schedule for name, schedule in self._asked() if name != COLUMNS]
         if not self.always_looks or not all(isinstance(each, When) and each.of_step_alone for each in others):
             return False
-        return not others or self._answer(step)[0] <= {COLUMNS}
+        return self._answer(step)[0] <= {COLUMNS}
+
+    @property
+    def _are_columns_alone(self) -> bool:
+        """Whether columns are due at every update and nothing else ever is, as in most walks without data."""
+        asked = self._asked()
+        return self.always_looks and len(asked) == 1 and asked[0][0] == COLUMNS
 
     def segment_at(self, step: int) -> bool:
         """Whether a segment is due at the update to come, as far as can be told now."""

@@ -85,13 +85,13 @@ class Trajectory:
         With ``rate``, η of an update that should be -η g_t, nobody will ask for θ_t itself. Then the update may be
         followed, and a move shows after it.
         """
-        self.vector.check_layout()
         added = self._grow(list(parameters))
         self._final = [None] * len(self.vector.parameters)
         self._followed_rate = rate
         follow = look and rate is not None and self.can_follow and not added
         if follow and self._follower is not None:
             return False, 0
+        self.vector.check_layout()
         moved = look and self._differs()
         if look and (moved or added or not self.is_current):
             self.catch_up()
@@ -179,9 +179,10 @@ class Trajectory:
             "next_distance": position.distance,
         }
         for name, value in squares.items():
-            values[name] = math.sqrt(value) if math.isfinite(value) else NAN
-            if not math.isfinite(value):
-                reasons[name] = "not finite"
+            if math.isfinite(value):
+                values[name] = math.sqrt(value)
+            else:
+                values[name], reasons[name] = NAN, "not finite"
         for name in UNKNOWN.get(fault, ()):
             values[name], reasons[name] = NAN, fault
         self._final = [None] * len(self.vector.parameters)

@@ -359,7 +359,8 @@ class Walk:
                 "the first update: load the state that was saved with the model's."
             )
         self._departed = True
-        self._finish_row()
+        if self._unfinished is not None:
+            self._finish_row()
         self._depart()
 
     @_guarded
