@@ -37,6 +37,7 @@ FAMILIES = {
     "certified": ("certified", "green", "^"),
     "sampled": ("sampled", "purple", "v"),
     "mini-batch": ("mini-batch alone", "red", "P"),
+    "Cockpit's": ("Cockpit's Alpha", "red", "*"),
     "gauge": ("gauge, of the mean slope", "floor", "X"),
 }
 """First word of a method: how the legend calls it, its colour and its shape."""
@@ -77,6 +78,12 @@ def load() -> dict[str, Measured]:
             certified = json.loads(path.read_text("utf-8"))
             error["summary"] += certified["summary"]
             commits["errors of certified steps"] = commit(certified)
+        path = RESULTS / f"error_against_cost_{net}_cockpit.json"
+        if path.exists():
+            cockpit = json.loads(path.read_text("utf-8"))
+            error["summary"] += cockpit["summary"]
+            price["summary"] += cockpit["summary"]
+            commits["Cockpit"] = commit(cockpit)
         rows = [{row["method"].partition(" (")[0]: row for row in each["summary"]} for each in (error, price)]
         found[net] = Measured(*rows, error["settings"], price["surroundings"], commits)
     return found
