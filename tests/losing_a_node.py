@@ -21,7 +21,7 @@ from sgdwalk.paper.executors import RayExecutor
 from sgdwalk.paper.sweep import train_all, training_name
 
 EXPERIMENTS = [
-    Experiment(num_train=120, hidden=(7, 5), batch_size=30, num_points=2, epochs=50, watch_every=3, seed=seed)
+    Experiment(num_train=120, hidden=(7, 5), batch_size=30, num_points=2, epochs=200, watch_every=3, seed=seed)
     for seed in (0, 1)
 ]
 EVERY = 5

@@ -492,8 +492,13 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(config, tmp_path, monk
     grid = read_grid(path)
     folders = [tmp_path / "runs" / "rates" / training_name(each) for each in grid.experiments]
     process = python("-m", "sgdwalk", "sweep", path, "--jobs", "2", cwd=tmp_path, start_new_session=True)
-    children = [holder(folder) for folder in folders]
+    children = []
+    for folder in folders:
+        children.append(holder(folder))
+        os.kill(children[-1], signal.SIGSTOP)  # or it is done before the other one has begun
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    for child in children:
+        os.kill(child, signal.SIGCONT)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert f"Go on with:\n  sgdwalk sweep {path} --jobs 2" in stderr

@@ -66,7 +66,7 @@ def test_a_training_whose_node_is_lost_goes_on_elsewhere_from_its_checkpoint(tmp
     lost = warning.split()[0]
     _, after = happened["told"][lost]
     assert after[0] > losing_a_node.EVERY  # it did not start anew
-    assert after[-1] == 200
+    assert after[-1] == 800
     for number, experiment in enumerate(losing_a_node.EXPERIMENTS):
         folder = tmp_path / "runs" / training_name(experiment)
         assert_as_if_uninterrupted(folder, experiment, tmp_path / f"whole-{number}")

@@ -287,7 +287,8 @@ class CertifiedSegments(Segments):
         return Certified(points, first, last, outcome.looks, NUM_NODES, self.passage.examples, why)
 
     def _losses_at(self, query: Query, points: Sequence[int]) -> list[LossSums]:
-        """L at points of the grid; what a sample saw of it is not evaluated again where that can be told."""
+        """L at points of the grid. Where batches are the units those of the sample are not evaluated again, unless all
+        points share the first layer's products, which saves more."""
         passage, alphas = self.passage, grid(self._num_points)
         if passage is not None and passage.units.whole and not (passage.shares_layer and len(points) > 2):
             return [passage.loss_at(k) for k in points]
