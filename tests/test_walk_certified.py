@@ -17,7 +17,7 @@ from torch.optim import SGD
 
 import nets
 import sgdwalk
-from sgdwalk import certified, columns, looks, outputs, params, passage, run, sample_sizes, short_rows, units
+from sgdwalk import certified, columns, looks, outputs, params, passage, run, sample_sizes, segment, short_rows, units
 
 CERTIFIED = {"method": "certified", "on_error": "raise"}
 UPDATES = 12
@@ -139,6 +139,29 @@ def test_a_step_that_is_exact_to_begin_with_evaluates_no_batch_twice():
     assert len(ours) == 11
     assert ours == theirs
     assert first["loss_noise"] == exact.steps["loss_noise"].iloc[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "relu"])
+def test_evaluations_of_an_interrupted_step_are_not_those_of_the_next(kind, monkeypatch):
+    inputs, targets = nets.classification(605)
+    model = net(kind)
+    optimizer = SGD(model.parameters(), lr=0.8)
+    with sgdwalk.watch(
+        model, optimizer, functional.cross_entropy, (inputs, targets), batch_size=20, **CERTIFIED
+    ) as walk:
+        with monkeypatch.context() as patched:
+            patched.setattr(segment, "lerp_into", interrupted)
+            patched.setattr(passage.Passage, "loss_at", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                update(model, optimizer, inputs, targets, range(1))
+        update(model, optimizer, inputs, targets, range(1, 4))
+    evaluated = walk.run.steps["examples_evaluated"]
+    assert evaluated.isna().tolist() == [True, False, False, False]
+    assert evaluated[1] <= 605 * 11 + (0 if kind == "relu" else 605 * 3)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_where_a_look_sees_every_batch_the_loss_is_that_of_the_exact_walk(monkeypatch):

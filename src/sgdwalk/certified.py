@@ -292,8 +292,9 @@ class CertifiedSegments(Segments):
         passage, alphas = self.passage, grid(self._num_points)
         if passage is not None and passage.units.whole and not (passage.shares_layer and len(points) > 2):
             return [passage.loss_at(k) for k in points]
+        losses = losses_at(self._full_loss, query.start, query.end, [alphas[k] for k in points])
         self._spent += len(points) * self._full_loss.data.num_examples
-        return losses_at(self._full_loss, query.start, query.end, [alphas[k] for k in points])
+        return losses
 
     def _exact(self, query: Query, first: LossSums | None, last: LossSums | None, why: str) -> Certified:
         known = {0: first, self._num_points: last}
